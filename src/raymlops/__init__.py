@@ -1,0 +1,75 @@
+"""raymlops: one declared pipeline becomes a model endpoint that looks after itself on a Ray cluster.
+
+The public names load on first use (PEP 562), so that ``import raymlops`` starts nothing and imports no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Canary": "raymlops.serving.rollout",
+    "DataContract": "raymlops.data.schema",
+    "Endpoint": "raymlops.loop.ray_endpoint",
+    "FileSource": "raymlops.data.sources",
+    "FrameSource": "raymlops.data.sources",
+    "Gate": "raymlops.gate",
+    "Monitor": "raymlops.monitor.monitor",
+    "Pipeline": "raymlops.pipeline",
+    "RaymlopsError": "raymlops.errors",
+    "RetrainPolicy": "raymlops.retrain",
+    "Search": "raymlops.search.selection",
+    "Serving": "raymlops.serving.spec",
+    "Settings": "raymlops.settings",
+    "SparkSource": "raymlops.data.sources",
+    "candidates": "raymlops.search.candidates",
+}
+
+__all__ = [
+    "Canary",
+    "DataContract",
+    "Endpoint",
+    "FileSource",
+    "FrameSource",
+    "Gate",
+    "Monitor",
+    "Pipeline",
+    "RaymlopsError",
+    "RetrainPolicy",
+    "Search",
+    "Serving",
+    "Settings",
+    "SparkSource",
+    "candidates",
+]
+
+if TYPE_CHECKING:
+    from raymlops.data.schema import DataContract
+    from raymlops.data.sources import FileSource, FrameSource, SparkSource
+    from raymlops.errors import RaymlopsError
+    from raymlops.gate import Gate
+    from raymlops.loop.ray_endpoint import Endpoint
+    from raymlops.monitor.monitor import Monitor
+    from raymlops.pipeline import Pipeline
+    from raymlops.retrain import RetrainPolicy
+    from raymlops.search import candidates
+    from raymlops.search.selection import Search
+    from raymlops.serving.rollout import Canary
+    from raymlops.serving.spec import Serving
+    from raymlops.settings import Settings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'raymlops' has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name])
+    value = module if name == "candidates" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,378 @@
+"""Durable state over SQLAlchemy: SQLite by default, PostgreSQL for a cluster.
+
+The store holds small documents under a key, leases with fencing tokens, the predictions that wait for their
+labels, the labels, and the event log (:mod:`raymlops.events`). Ray's memory is a cache; this is the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from raymlops.clock import Clock, SystemClock
+from raymlops.errors import RunInProgress, StoreError
+
+metadata = sa.MetaData()
+
+documents = sa.Table(
+    "documents",
+    metadata,
+    sa.Column("kind", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("holder", sa.String(200), nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("row_index", sa.Integer, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("variant", sa.String(16), nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("served_at", sa.Float, nullable=False),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("row_index", sa.Integer, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("endpoint", "request_id", "row_index"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False, index=True),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+LabelOutcome = Literal["stored", "duplicate", "conflict", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to change one endpoint; ``token`` grows with every holder, so a stale holder can be told apart."""
+
+    name: str
+    token: int
+    holder: str
+    since: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRow:
+    """One label for one row of one request; ``value`` is JSON-serialisable (number, string or boolean)."""
+
+    request_id: str
+    row_index: int
+    value: float | int | str | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionRow:
+    """One served row; ``score`` is the positive class's probability, the prediction, or ``None`` when not finite."""
+
+    request_id: str
+    row_index: int
+    version: int
+    variant: str
+    score: float | None
+    served_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A prediction joined with its label; ``seq`` orders outcomes by the arrival of the label."""
+
+    seq: int
+    request_id: str
+    row_index: int
+    version: int
+    variant: str
+    score: float | None
+    served_at: float
+    value: float | int | str | bool
+
+
+class Store:
+    """One connection pool to the durable store. Create it where it is used; it does not cross processes.
+
+    Raises
+    ------
+    StoreError : the database cannot be opened, read or written
+    """
+
+    def __init__(self, url: str, clock: Clock | None = None) -> None:
+        self.url = url
+        self.clock = clock or SystemClock()
+        parsed = sa.make_url(url)
+        arguments: dict[str, Any] = {}
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            arguments = {"connect_args": {"timeout": 30}}
+        self.engine = sa.create_engine(url, **arguments)
+        if parsed.get_backend_name() == "sqlite":
+            sa.event.listen(self.engine, "connect", _sqlite_connect)
+            sa.event.listen(self.engine, "begin", _sqlite_begin)
+        with self._errors():
+            metadata.create_all(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """One write transaction; concurrent writers wait for it."""
+        with self._errors(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise StoreError(f"The store {mask(self.url)} failed: {error.__class__.__name__}: {error}") from error
+
+    # --- documents ----------------------------------------------------------------------------------
+
+    def put(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
+        """Write one JSON document, replacing the one under the same key."""
+        row = {"kind": kind, "name": name, "body": json.dumps(body), "updated_at": self.clock.now()}
+        with self.transaction() as connection:
+            changed = connection.execute(
+                sa.update(documents).where(documents.c.kind == kind, documents.c.name == name).values(row)
+            )
+            if changed.rowcount == 0:
+                connection.execute(sa.insert(documents).values(row))
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """The document under a key, or ``None``."""
+        query = sa.select(documents.c.body).where(documents.c.kind == kind, documents.c.name == name)
+        with self.transaction() as connection:
+            body = connection.execute(query).scalar_one_or_none()
+        return None if body is None else dict(json.loads(body))
+
+    def names(self, kind: str) -> list[str]:
+        """Names of all documents of a kind, sorted."""
+        query = sa.select(documents.c.name).where(documents.c.kind == kind).order_by(documents.c.name)
+        with self.transaction() as connection:
+            return list(connection.execute(query).scalars())
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    def acquire(self, name: str, holder: str, ttl_s: float) -> Lease:
+        """Take the lease ``name`` for ``ttl_s`` seconds, when it is free or has run out.
+
+        Raises
+        ------
+        RunInProgress : somebody holds it; the message names them and says when it would run out
+        """
+        now = self.clock.now()
+        with self.transaction() as connection:
+            row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
+            if row is not None and row.expires_at > now:
+                raise RunInProgress(
+                    f"{name} is held by {row.holder} since {now - row.since:.0f} s. Wait for it to end; a dead holder's "
+                    f"lease runs out by itself in {row.expires_at - now:.0f} s.",
+                    {"holder": row.holder},
+                )
+            lease = Lease(
+                name=name,
+                token=1 if row is None else row.token + 1,
+                holder=f"{holder} ({uuid.uuid4().hex[:8]})",
+                since=now,
+                expires_at=now + ttl_s,
+            )
+            values = {"token": lease.token, "holder": lease.holder, "since": now, "expires_at": lease.expires_at}
+            if row is None:
+                connection.execute(sa.insert(leases).values(name=name, **values))
+            else:
+                connection.execute(sa.update(leases).where(leases.c.name == name).values(values))
+        return lease
+
+    def renew(self, lease: Lease, ttl_s: float) -> bool:
+        """Keep a lease for another ``ttl_s`` seconds; ``False`` when somebody else has taken it since."""
+        mine = sa.and_(leases.c.name == lease.name, leases.c.token == lease.token)
+        with self.transaction() as connection:
+            done = connection.execute(sa.update(leases).where(mine).values(expires_at=self.clock.now() + ttl_s))
+        return done.rowcount == 1
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back; nothing happens when it is no longer ours."""
+        mine = sa.and_(leases.c.name == lease.name, leases.c.token == lease.token)
+        with self.transaction() as connection:
+            connection.execute(sa.update(leases).where(mine).values(expires_at=self.clock.now()))
+
+    # --- predictions and their labels ---------------------------------------------------------------
+
+    def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        """Remember served rows, so that their labels can be joined. Rows already there are left as they are."""
+        if not rows:
+            return
+        values = [
+            {
+                "endpoint": endpoint,
+                "request_id": row.request_id,
+                "row_index": row.row_index,
+                "version": row.version,
+                "variant": row.variant,
+                "score": row.score,
+                "served_at": row.served_at,
+            }
+            for row in rows
+        ]
+        with self.transaction() as connection:
+            connection.execute(self._insert_new(predictions), values)
+
+    def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
+        """Store labels in one transaction; they are durable when this returns.
+
+        Returns
+        -------
+        one outcome per row: ``stored``; ``duplicate`` (the same label again); ``conflict`` (another label is
+        already there and stays); ``unknown`` (no such prediction was served)
+        """
+        now = self.clock.now()
+        outcomes: list[LabelOutcome] = []
+        with self.transaction() as connection:
+            asked = {row.request_id for row in rows}
+            served = _rows_by_key(connection, predictions.c.version, endpoint, asked)
+            present = _rows_by_key(connection, labels.c.value, endpoint, asked)
+            fresh = []
+            for row in rows:
+                key, value = (row.request_id, row.row_index), json.dumps(row.value)
+                if key not in served:
+                    outcomes.append("unknown")
+                elif key in present:
+                    outcomes.append("duplicate" if present[key] == value else "conflict")
+                else:
+                    outcomes.append("stored")
+                    present[key] = value
+                    fresh.append(
+                        {
+                            "endpoint": endpoint,
+                            "request_id": row.request_id,
+                            "row_index": row.row_index,
+                            "value": value,
+                            "received_at": now,
+                        }
+                    )
+            if fresh:
+                connection.execute(self._insert_new(labels), fresh)
+        return outcomes
+
+    def outcomes(self, endpoint: str, after_seq: int = 0, limit: int = 100_000) -> list[Outcome]:
+        """Labelled predictions whose label arrived after ``after_seq``, in order of arrival."""
+        same = sa.and_(
+            labels.c.endpoint == predictions.c.endpoint,
+            labels.c.request_id == predictions.c.request_id,
+            labels.c.row_index == predictions.c.row_index,
+        )
+        query = (
+            sa.select(
+                labels.c.seq,
+                labels.c.request_id,
+                labels.c.row_index,
+                predictions.c.version,
+                predictions.c.variant,
+                predictions.c.score,
+                predictions.c.served_at,
+                labels.c.value,
+            )
+            .join(predictions, same)
+            .where(labels.c.endpoint == endpoint, labels.c.seq > after_seq)
+            .order_by(labels.c.seq)
+            .limit(limit)
+        )
+        with self.transaction() as connection:
+            rows = connection.execute(query).all()
+        return [Outcome(**{**row._mapping, "value": json.loads(row.value)}) for row in rows]
+
+    def counts(self, endpoint: str) -> dict[str, int]:
+        """How many predictions and labels the store holds for an endpoint."""
+        with self.transaction() as connection:
+            return {
+                table.name: int(
+                    connection.execute(
+                        sa.select(sa.func.count()).select_from(table).where(table.c.endpoint == endpoint)
+                    ).scalar_one()
+                )
+                for table in (predictions, labels)
+            }
+
+    def _insert_new(self, table: sa.Table) -> Any:
+        """An insert that leaves rows with a known key alone, in the dialect at hand."""
+        if self.engine.dialect.name == "sqlite":
+            from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+            return sqlite_insert(table).on_conflict_do_nothing()
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(table).on_conflict_do_nothing()
+
+
+def mask(url: str) -> str:
+    """A database URL for people: without its password."""
+    return sa.make_url(url).render_as_string(hide_password=True)
+
+
+def _rows_by_key(
+    connection: sa.Connection, column: sa.Column[Any], endpoint: str, request_ids: Iterable[str]
+) -> dict[tuple[str, int], Any]:
+    table, found, asked = column.table, {}, sorted(request_ids)
+    for start in range(0, len(asked), 500):  # SQLite takes a bounded number of parameters
+        query = sa.select(table.c.request_id, table.c.row_index, column).where(
+            table.c.endpoint == endpoint, table.c.request_id.in_(asked[start : start + 500])
+        )
+        found.update({(row[0], row[1]): row[2] for row in connection.execute(query)})
+    return found
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    """Rollback journal, not WAL: SQLite before 3.51.3 can corrupt a WAL when two connections checkpoint at once."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=DELETE")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    """Take the write lock at once: a read that later wants to write could otherwise deadlock with another one."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
