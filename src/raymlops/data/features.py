@@ -1,0 +1,94 @@
+"""One pandas function makes the features: Spark runs it to train, the server to answer; parity says they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from raymlops.errors import DataError
+
+FeatureFunction = Callable[[pd.DataFrame], pd.DataFrame]
+
+_PARITY_ROWS = 20
+
+
+def apply_features(
+    function: FeatureFunction | None, frame: pd.DataFrame, keep: Sequence[str | None] = ()
+) -> pd.DataFrame:
+    """The features of ``frame``, row for row, followed by the ``keep`` columns (label, time) as they were.
+
+    The function does not see the ``keep`` columns: requests do not carry them, and a feature made
+    from the label leaks it.
+
+    Raises
+    ------
+    DataError : the function failed, did not return a frame, changed the number or order of rows, or
+        returned a kept column
+    """
+    if function is None:
+        return frame
+    kept = [name for name in keep if name is not None and name in frame.columns]
+    given = frame.drop(columns=kept).reset_index(drop=True)
+    try:
+        made = function(given.copy())
+    except KeyError as error:
+        missing = error.args[0] if error.args else ""
+        why = " It is not handed to features=, because requests do not carry it." if missing in kept else ""
+        raise DataError(f"The features function asked for column {missing!r}, which is not there.{why}") from error
+    except Exception as error:
+        raise DataError(f"The features function failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, pd.DataFrame):
+        raise DataError(f"The features function returned {type(made).__name__}: it must return a pandas DataFrame.")
+    if len(made) != len(given):
+        raise DataError(
+            f"The features function turned {len(given)} rows into {len(made)}: it must return one row for each."
+        )
+    if not made.index.equals(given.index):
+        raise DataError("The features function changed the order of the rows: it must leave the index as it was.")
+    returned = [name for name in kept if name in made.columns]
+    if returned:
+        raise DataError(
+            f"The features function returned {', '.join(map(repr, returned))}, which is the label or the time."
+        )
+    return pd.concat([made, frame[kept].reset_index(drop=True)], axis=1)
+
+
+def parity(function: FeatureFunction | None, frame: pd.DataFrame, rows: int = _PARITY_ROWS) -> None:
+    """Check, on at most ``rows`` rows spread over ``frame``, that one row alone gets the features it gets among others.
+
+    A function that centres by the frame's mean, ranks, or fills from neighbours learns one thing and serves another.
+
+    Raises
+    ------
+    DataError : the first column that differs, with both values
+    """
+    if function is None or not len(frame):
+        return
+    sample = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, rows).astype(int))].reset_index(drop=True)
+    whole = apply_features(function, sample)
+    for row in range(len(sample)):
+        alone = apply_features(function, sample.iloc[[row]])
+        if list(alone.columns) != list(whole.columns):
+            changed = sorted(set(map(str, alone.columns)) ^ set(map(str, whole.columns)))
+            raise DataError(
+                f"The features of one row alone have other columns than among others: {', '.join(changed)}."
+            )
+        for name in whole.columns:
+            together, single = whole[name].iloc[row], alone[name].iloc[0]
+            if not _same(together, single):
+                raise DataError(
+                    f"The features function is not row-wise: column {str(name)!r} of row {row} is {together!r} among "
+                    f"{len(sample)} rows but {single!r} alone. The server sees rows alone: use constants, "
+                    "not statistics of the frame."
+                )
+
+
+def _same(left: object, right: object) -> bool:
+    if pd.api.types.is_scalar(left) and pd.isna(left):
+        return bool(pd.api.types.is_scalar(right) and pd.isna(right))
+    numeric = (int, float, np.number)
+    if isinstance(left, numeric) and isinstance(right, numeric):
+        return bool(np.isclose(float(left), float(right), rtol=1e-9, atol=1e-12))
+    return bool(left == right)

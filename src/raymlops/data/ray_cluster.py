@@ -1,0 +1,71 @@
+"""RayDP's Spark cluster, with its master beside the driver and its output out of sight."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from raydp.spark.ray_cluster import SparkCluster
+from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX, RayDPSparkMaster
+
+
+class QuietSparkCluster(SparkCluster):
+    """Starts RayDP's master actor where the driver is: the driver's JVM uses the sockets of the master's node."""
+
+    def __init__(
+        self, name: str, executors: int, cores: int, memory: str, configs: dict[str, str], anywhere: bool
+    ) -> None:
+        self._anywhere = anywhere
+        super().__init__(name, executors, cores, memory, False, configs)
+
+    def _set_up_master(self, resources: dict[str, float], kwargs: Any) -> None:
+        options: dict[str, Any] = {
+            "name": self._app_name + RAYDP_SPARK_MASTER_SUFFIX,
+            "num_cpus": resources.pop("CPU", 0),
+            "resources": resources,
+        }
+        if not self._anywhere:
+            node = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        self._spark_master_handle = RayDPSparkMaster.options(**options).remote(self._configs)
+        # The gateway's own output would be printed by every driver that shows its workers' logs.
+        silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        ray.get(self._spark_master_handle.start_up.remote(silence))
+
+
+class QuietSparkContext:
+    """What ``raydp.init_spark`` does, without its process-wide state and lock: a hanging start can be given up."""
+
+    def __init__(
+        self, name: str, executors: int, cores: int, memory: str, configs: dict[str, str], on_helper: bool
+    ) -> None:
+        self._arguments = (name, executors, cores, memory, configs, on_helper)
+        self._cluster: QuietSparkCluster | None = None
+        self._session: Any = None
+
+    def start_master(self) -> None:
+        """Start the master actor; this also fills in the configuration of the driver's JVM."""
+        self._cluster = QuietSparkCluster(*self._arguments)
+
+    def get_or_create_session(self) -> Any:
+        if self._cluster is None:
+            self.start_master()
+        assert self._cluster is not None
+        self._session = self._cluster.get_spark_session()
+        self._cluster.connect_spark_driver_to_ray()
+        return self._session
+
+    def stop(self, cleanup_data: bool) -> None:
+        if self._session is not None:
+            self._session._jvm.org.apache.spark.deploy.raydp.RayAppMaster.shutdownRay()
+        if self._cluster is not None:
+            self._cluster.stop(cleanup_data)
+
+    def kill_master(self) -> None:
+        """End the master actor, by name: the thread that created it may hang before it has a handle."""
+        try:
+            ray.kill(ray.get_actor(self._arguments[0] + RAYDP_SPARK_MASTER_SUFFIX), no_restart=True)
+        except ValueError:
+            return

@@ -1,0 +1,398 @@
+"""Spark on Ray: starts it, hands its partitions to Ray's object store, stops it; and reads a source into one frame.
+
+The file is not called ``raydp.py``: tools that put a module's folder on the path would shadow the package of that name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
+from raymlops.data.ray_read import arrange, plain, read_source, with_features
+from raymlops.data.snapshot import order_by_time
+from raymlops.data.sources import FrameSource, Source, check_columns
+from raymlops.errors import DataError, RaymlopsError, SparkUnavailable
+from raymlops.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "prepare_frame", "to_arrow"]
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+_OPENED = (
+    "java.lang java.lang.invoke java.lang.reflect java.io java.net java.nio java.math java.text java.util "
+    "java.util.concurrent java.util.concurrent.atomic sun.nio.ch sun.nio.cs sun.security.action sun.util.calendar"
+)
+# Java 17 closes these packages; Ray's Java worker and Spark reach into them.
+_JAVA_OPTIONS = " ".join(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED.split())
+_SOME_CPU = 0.1
+_STOP_S = 60.0
+_ABANDON_S = 10.0
+
+_LOG4J = """\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = {path}
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{yyyy-MM-dd HH:mm:ss}} %p %c{{1}}: %m%n%ex
+"""
+
+
+class SparkOnRay:
+    """A Spark session whose executors are Ray actors, inside a ``with`` block.
+
+    Ray must be running in this process. When its nodes have no Java, a helper node with the packaged JVM joins for the
+    time of the block. Executors take a tenth of a CPU each, so that Spark fits beside what else the cluster does.
+
+    Parameters
+    ----------
+    executors, cores, memory : how many executors, with how many task slots and how much heap each
+    deadline_s : the longest one step (start, read, hand-over) may take; a lost RayDP master otherwise hangs for ever
+
+    Raises
+    ------
+    NoJava : no JVM was found
+    SparkUnavailable : Spark did not start or answer in time, or died; all that was started has been ended
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        executors: int = 1,
+        cores: int = 1,
+        memory: str = "1g",
+        deadline_s: float = 300.0,
+    ) -> None:
+        self._settings = settings
+        self._shape = (executors, cores, memory)
+        self._deadline_s = deadline_s
+        self._logs = Path(settings.home) / "logs"
+        self._name = f"raymlops-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._context: Any = None
+        self._gateway: Any = None
+        self._stack = ExitStack()
+        self._abandoned = False
+
+    def __enter__(self) -> SparkSession:
+        if not ray.is_initialized():
+            raise SparkUnavailable("Ray is not running in this process: call ray.init() before starting Spark on it.")
+        self._refuse_second()
+        ensure_java(self._settings)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            helper = self._stack.enter_context(java_node(self._settings, self._logs, self._deadline_s))
+            return self.step("starting Spark", lambda: self._start(helper is not None))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._abandoned:
+                self.step("stopping Spark", self._stop, _STOP_S)
+        except SparkUnavailable:
+            logging.getLogger(__name__).warning("Spark did not stop in time; its processes were ended.")
+        finally:
+            self._stack.close()
+
+    def step(self, what: str, work: Callable[[], T], deadline_s: float | None = None) -> T:
+        """Run ``work`` in a thread; when it is not back in time, or Spark died under it, end everything.
+
+        Raises
+        ------
+        SparkUnavailable : the deadline passed, or the JVM, the master or an executor is gone
+        DataError : Spark understood, and refused what it was asked
+        """
+        limit = deadline_s or self._deadline_s
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(work())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name=f"spark: {what}", daemon=True)
+        thread.start()
+        thread.join(limit)
+        if thread.is_alive():
+            self._abandon()
+            thread.join(_ABANDON_S)
+            raise SparkUnavailable(
+                f"Spark did not finish {what} within {limit:g} s and was ended. Logs: {self._logs}.", {"step": what}
+            )
+        if failure:
+            # The cause cannot print itself once its JVM is gone; its text is kept in the log instead.
+            raise self._explained(what, failure[0]) from None
+        return outcome[0]
+
+    # --- starting and stopping -------------------------------------------------------------------------
+
+    def _start(self, on_helper: bool) -> SparkSession:
+        from pyspark import SparkConf, SparkContext
+        from pyspark.java_gateway import launch_gateway
+
+        from raymlops.data.ray_cluster import QuietSparkContext
+
+        configs = self._configs(on_helper)
+        executors, cores, memory = self._shape
+        self._context = QuietSparkContext(self._name, executors, cores, memory, configs, on_helper)
+        self._context.start_master()
+        # The driver's JVM is launched here and not by pyspark, so that its output goes to a file.
+        with open(self._logs / "spark-driver.log", "ab") as log:
+            conf = SparkConf(loadDefaults=False).setAll(list(configs.items()))
+            self._gateway = launch_gateway(conf, {"stdout": log, "stderr": subprocess.STDOUT})
+        SparkContext._ensure_initialized(gateway=self._gateway)
+        # Read by pyspark when the context is made; its default is whatever python3 the executor's node has on its PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)
+        session: SparkSession = self._context.get_or_create_session()
+        session.sparkContext.setLogLevel("ERROR")
+        return session
+
+    def _configs(self, on_helper: bool) -> dict[str, str]:
+        log4j = self._logs / "log4j2-spark.properties"
+        log4j.write_text(_LOG4J.format(path=self._logs / "spark.log"))
+        quiet = f"-Dlog4j2.configurationFile=file:{log4j}"
+        configs = {
+            "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
+            "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet}",
+            "spark.ray.raydp_app_master.extraJavaOptions": _JAVA_OPTIONS,
+            "spark.log4j.config.file.name": f"file:{log4j}",
+            "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
+            "spark.ray.raydp_spark_executor.actor.resource.cpu": "0" if on_helper else str(_SOME_CPU),
+            "spark.driver.memory": "1g",
+            "spark.sql.session.timeZone": "UTC",
+            "spark.sql.shuffle.partitions": str(max(2, self._shape[0] * self._shape[1])),
+            "spark.sql.execution.arrow.pyspark.enabled": "true",
+            "spark.sql.files.ignoreCorruptFiles": "false",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.local.dir": str(self._logs.parent / "spark"),
+        }
+        if on_helper:
+            for actor in ("master", "executor"):
+                configs[f"spark.ray.raydp_spark_{actor}.actor.resource.{helper_resource()}"] = "1"
+        return configs
+
+    def _stop(self) -> None:
+        try:
+            self._context.stop(cleanup_data=True)
+        finally:
+            self._forget()
+
+    def _abandon(self) -> None:
+        """End what hangs: the driver's JVM, then the master actor, with which its gateway and the executors go."""
+        self._abandoned = True
+        if self._gateway is not None:
+            kill_process(self._gateway.proc.pid)
+        if self._context is not None:
+            self._context.kill_master()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Clear what pyspark keeps for the whole process, and end its JVM: the next session gets a new one."""
+        from pyspark import SparkContext
+        from pyspark.sql import SparkSession
+
+        if self._gateway is not None:
+            process = self._gateway.proc
+            # Objects collected later would otherwise call the ended JVM and fill the console with tracebacks.
+            self._gateway._gateway_client.is_connected = False
+            kill_process(process.pid)
+            process.wait(10)
+            process.stdin.close()
+        SparkContext._gateway = SparkContext._jvm = SparkContext._active_spark_context = None
+        SparkSession._instantiatedSession = SparkSession._activeSession = None
+        SparkSession.builder._options.clear()
+
+    def _refuse_second(self) -> None:
+        from pyspark import SparkContext
+
+        if SparkContext._active_spark_context is not None:
+            raise SparkUnavailable("A Spark session is active in this process already: stop it first (spark.stop()).")
+
+    def _explained(self, what: str, error: BaseException) -> BaseException:
+        """What the user can act on: their own mistake as a DataError, a dead Spark as SparkUnavailable."""
+        from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
+        from pyspark.errors import PySparkException
+        from pyspark.errors.exceptions.captured import CapturedException
+        from ray.exceptions import RayError
+
+        if isinstance(error, RaymlopsError) or not isinstance(error, Exception):
+            return error
+        with open(self._logs / "spark-errors.log", "a") as log:
+            log.write(f"{what}: {type(error).__name__}: {error}\n")
+        lost = "SparkContext was shut down" in str(error) or "has been shutdown" in str(error)
+        if isinstance(error, (Py4JNetworkError, RayError, OSError)) or lost or not self._driver_runs():
+            self._abandon()
+            reason = f"Spark was lost while {what}: {_first_line(error)}. Logs: {self._logs}."
+            return SparkUnavailable(reason, {"step": what})
+        if isinstance(error, (CapturedException, PySparkException, Py4JJavaError, Py4JError)):
+            return DataError(f"Spark refused {what}: {_reason(error)}")
+        return DataError(f"{what} failed: {type(error).__name__}: {_first_line(error)}")
+
+    def _driver_runs(self) -> bool:
+        return self._gateway is not None and self._gateway.proc.poll() is None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """The line of a long Spark message that says why: the Python exception inside it, else its first line."""
+    from py4j.protocol import Py4JJavaError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    java = ("at ", "org.", "java.", "Caused")
+    python = [x for x in lines if x.split(":")[0].endswith(("Error", "Exception")) and not x.startswith(java)]
+    if python:
+        return python[-1]
+    if isinstance(error, Py4JJavaError):
+        return str(error.java_exception.getMessage()).strip().splitlines()[0]
+    return lines[0] if lines else type(error).__name__
+
+
+# --- hand-over -----------------------------------------------------------------------------------------
+
+
+def _fetch(executor: str, rdd_id: int, partition: int, schema: str, driver_url: str) -> tuple[pa.Table, int]:
+    """One cached partition, out of the executor's JVM, as an Arrow table over the bytes in the object store.
+
+    Calling a JVM actor needs ``load_code_from_local``. RayDP 1.6.5's own task leaves it on, and a later task in the
+    same worker that creates an actor then fails ("Expected str or bytes, got NoneType"); here it is switched off again.
+    """
+    worker: Any = ray._private.worker.global_worker
+    worker.set_load_code_from_local(True)
+    try:
+        jvm: Any = ray.get_actor(executor)
+        content = ray.get(jvm.getRDDPartition.remote(rdd_id, partition, schema, driver_url))
+    finally:
+        worker.set_load_code_from_local(False)
+    table = pa.ipc.open_stream(pa.BufferReader(content)).read_all().replace_schema_metadata()
+    return table, table.num_rows
+
+
+def to_arrow(spark_frame: DataFrame) -> list[ray.ObjectRef[pa.Table]]:
+    """Hand a Spark frame's partitions to Ray's object store: one reference to a ``pyarrow.Table`` for each, in order.
+
+    The tables are complete when this returns, so they outlive Spark; they belong to this process and go with it.
+
+    Raises
+    ------
+    ray.exceptions.RayError : a partition could not be fetched
+    """
+    from pyspark.storagelevel import StorageLevel
+
+    context: Any = spark_frame.sparkSession.sparkContext
+    writer = context._jvm.org.apache.spark.sql.raydp.ObjectStoreWriter
+    info = writer.prepareRecoverableRDD(spark_frame._jdf, context._getJavaStorageLevel(StorageLevel.MEMORY_AND_DISK))
+    rdd_id, schema, url = info.rddId(), info.schemaJson(), info.driverAgentUrl()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Blocks made on a helper node would go with it. Fetches need no CPU: they only move bytes.
+    options: dict[str, Any] = {"num_cpus": 0, "num_returns": 2, "max_retries": 3, "scheduling_strategy": here}
+    fetch: Any = ray.remote(**options)(_fetch)
+    fetched = [
+        fetch.remote(f"raydp-executor-{executor}", rdd_id, partition, schema, url)
+        for partition, executor in enumerate(info.locations())
+    ]
+    ray.get([rows for _, rows in fetched])
+    writer.releaseRecoverableRDD(rdd_id)
+    return [table for table, _ in fetched]
+
+
+# --- a source, as one frame ------------------------------------------------------------------------------
+
+
+def prepare_frame(
+    source: Source,
+    features: FeatureFunction | None,
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    deadline_s: float = 300.0,
+) -> pd.DataFrame:
+    """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
+
+    A :class:`FrameSource` starts no JVM. Anything else is read by Spark on Ray, where the features function runs on
+    Arrow batches; when Spark is lost or a step passes ``deadline_s``, the whole session is started once more.
+
+    Raises
+    ------
+    DataError : no such files or columns, features that fail or are not row-wise, no rows, a time that cannot be read
+    NoJava, SparkUnavailable : Spark could not be used
+    """
+    say = progress or (lambda _: None)
+    if isinstance(source, FrameSource):
+        say("reading the frame")
+        given = arrange(source.to_pandas(), source)
+        parity(features, given.drop(columns=[name for name in (source.label, source.time) if name]))
+        frame = apply_features(features, given, (source.label, source.time))
+    else:
+        try:
+            frame = _through_spark(source, features, settings, say, deadline_s)
+        except SparkUnavailable as error:
+            say(f"{error} Starting Spark once more")
+            frame = _through_spark(source, features, settings, say, deadline_s)
+    return _finished(frame, source)
+
+
+def _through_spark(
+    source: Source, features: FeatureFunction | None, settings: Settings, say: Progress, deadline_s: float
+) -> pd.DataFrame:
+    say("starting Spark on Ray")
+    spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s)
+    with spark_on_ray as spark:
+        return read_frame(spark_on_ray, spark, source, features, say)
+
+
+def read_frame(
+    spark_on_ray: SparkOnRay, spark: SparkSession, source: Source, features: FeatureFunction | None, say: Progress
+) -> pd.DataFrame:
+    """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
+    say("reading with Spark")
+
+    def read() -> DataFrame:
+        frame = read_source(spark, source)
+        check_columns(frame.columns, source)
+        return with_features(frame, source, features)
+
+    made = spark_on_ray.step("reading the source", read)
+    say("handing the partitions to Ray")
+    blocks = spark_on_ray.step("handing the rows to Ray", lambda: to_arrow(made))
+    return plain(pa.concat_tables(ray.get(blocks)))
+
+
+def _finished(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
+    labelled = frame[frame[source.label].notna()]
+    if labelled.empty:
+        where = source.describe()
+        raise DataError(f"The source ({where}) gave {len(frame)} rows, none of them with a label {source.label!r}.")
+    return order_by_time(labelled, source.time)

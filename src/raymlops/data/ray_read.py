@@ -1,0 +1,254 @@
+"""How a source becomes a Spark frame, how features run in Spark, and how Arrow becomes plain pandas."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.sources import FileSource, Source, SparkSource
+from raymlops.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import DataType, StructType
+
+_SAMPLE_ROWS = 1000
+_SEPARATORS = ",;\t|"
+
+
+def read_source(spark: SparkSession, source: Source) -> DataFrame:
+    """The source as a Spark frame.
+
+    Raises
+    ------
+    DataError : nothing to read, or ``prepare`` did not return a Spark frame
+    """
+    from pyspark.sql import DataFrame
+
+    if isinstance(source, SparkSource):
+        frame = source.prepare(spark)
+        if not isinstance(frame, DataFrame):
+            raise DataError(f"prepare returned {type(frame).__name__}: it must return a Spark DataFrame.")
+        return frame
+    if isinstance(source, FileSource):
+        files, form, local = source.expand()
+        if not local:
+            return _read_remote(spark, list(files), form)
+        paths = [_escaped(path) for path in files]
+        return spark.read.parquet(*paths) if form == "parquet" else _read_csv(spark, paths, separator_of(files[0]))
+    raise ConfigError(
+        f"{type(source).__name__} is not a source raymlops can read: use FrameSource, FileSource or SparkSource."
+    )
+
+
+def _escaped(path: str) -> str:
+    """Spark takes a path as a glob; these are names of files."""
+    return "file://" + "".join(f"\\{c}" if c in "*?[]{}\\" else c for c in path)
+
+
+def _read_csv(spark: SparkSession, paths: list[str], separator: str) -> DataFrame:
+    from pyspark.sql import functions as f
+
+    frame = spark.read.csv(
+        paths,
+        header=True,
+        inferSchema=True,
+        sep=separator,
+        escape='"',
+        ignoreLeadingWhiteSpace=True,
+        ignoreTrailingWhiteSpace=True,
+        mode="FAILFAST",
+    )
+    # Spark reads an empty field as null but a quoted empty one as "": both are missing.
+    text = [name for name, kind in frame.dtypes if kind == "string"]
+    return (
+        frame.withColumns({name: f.when(f.col(f"`{name}`") != "", f.col(f"`{name}`")) for name in text})
+        if text
+        else frame
+    )
+
+
+def separator_of(path: str) -> str:
+    """The separator of a CSV file, from its first line; a comma when the line does not tell."""
+    import fsspec
+
+    with fsspec.open(path, "rt", compression="infer", errors="replace") as stream:
+        header = stream.readline()
+    try:
+        return csv.Sniffer().sniff(header, _SEPARATORS).delimiter
+    except csv.Error:
+        return ","
+
+
+def _read_remote(spark: SparkSession, urls: list[str], form: str) -> DataFrame:
+    """Files that fsspec can reach: each is read by a Spark task of its own, with the types of the first."""
+    separator = separator_of(urls[0]) if form == "csv" else ","
+    schema = read_url(urls[0], form, separator, None).schema
+    # Large strings and the like have no Spark counterpart; the frame's schema decides and each table is cast to it.
+    listed = spark.createDataFrame([(url,) for url in urls], "url string").repartitionByRange(len(urls), "url")
+
+    def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from raymlops.data.ray_read import read_url
+
+        for batch in batches:
+            for url in batch.column("url").to_pylist():
+                yield from read_url(url, form, separator, schema).to_batches(max_chunksize=10_000)
+
+    return listed.mapInArrow(read, _spark_schema(schema))
+
+
+def read_url(url: str, form: str, separator: str, schema: pa.Schema | None) -> pa.Table:
+    """One CSV or Parquet file through fsspec, as ``schema`` when given; empty CSV fields are null.
+
+    Raises
+    ------
+    DataError : the file cannot be read, or does not have the types of the first
+    """
+    import fsspec
+    import pyarrow.csv as arrow_csv
+    import pyarrow.parquet as arrow_parquet
+
+    try:
+        with fsspec.open(url, "rb", compression=None if form == "parquet" else "infer") as stream:
+            if form == "parquet":
+                table = arrow_parquet.read_table(stream)
+            else:
+                types = {field.name: field.type for field in schema} if schema is not None else None
+                options = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+                table = arrow_csv.read_csv(
+                    stream, parse_options=arrow_csv.ParseOptions(delimiter=separator), convert_options=options
+                )
+        return table.cast(schema) if schema is not None else _without_odd_types(table)
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"{url} cannot be read as {form}: {error}") from error
+
+
+def _without_odd_types(table: pa.Table) -> pa.Table:
+    """Types Spark has: a column of nulls is text, times are in microseconds."""
+    fields = []
+    for field in table.schema:
+        kind = pa.string() if pa.types.is_null(field.type) or pa.types.is_large_string(field.type) else field.type
+        kind = pa.timestamp("us") if pa.types.is_timestamp(kind) else kind
+        fields.append(pa.field(field.name, kind))
+    return table.replace_schema_metadata().cast(pa.schema(fields))
+
+
+def _spark_schema(schema: pa.Schema) -> StructType:
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return from_arrow_schema(schema, prefer_timestamp_ntz=True)
+
+
+# --- features in Spark -----------------------------------------------------------------------------------
+
+
+def with_features(frame: DataFrame, source: Source, features: FeatureFunction | None) -> DataFrame:
+    """``frame`` without the dropped columns and, when there is a features function, with it applied to Arrow batches.
+
+    The function travels by value, so workers need not be able to import the user's module. Types are found on the first
+    thousand rows, on which parity is checked too.
+    """
+    frame = _plain_types(frame.drop(*source.drop))
+    if features is None:
+        return frame
+    keep = (source.label, source.time)
+    sample = plain(pa.Table.from_batches(frame.limit(_SAMPLE_ROWS)._collect_as_arrow(), _arrow_schema(frame)))
+    if sample.empty:
+        raise DataError(f"The source ({source.describe()}) has no rows.")
+    parity(features, sample.drop(columns=[name for name in keep if name]))
+    schema = _types_of(frame, sample, apply_features(features, sample, keep))
+    by_value = pickled_by_value(features)
+
+    def run(batches: Iterable[Any]) -> Iterator[pd.DataFrame]:
+        import cloudpickle
+
+        from raymlops.data.features import apply_features
+
+        function = cloudpickle.loads(by_value)
+        for batch in batches:
+            yield apply_features(function, batch, keep)[list(schema.names)]
+
+    return frame.mapInPandas(run, schema)
+
+
+def pickled_by_value(function: Callable[..., Any]) -> bytes:
+    """``function`` with the code of its own module, so that it loads where that module cannot be imported."""
+    import cloudpickle
+
+    module = sys.modules.get(getattr(function, "__module__", "") or "")
+    if (
+        module is None
+        or module.__name__ == "__main__"
+        or module.__name__ in cloudpickle.list_registry_pickle_by_value()
+    ):
+        return bytes(cloudpickle.dumps(function))
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(function))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _plain_types(frame: DataFrame) -> DataFrame:
+    """Decimals as doubles: models take no others, and pandas would hold them as objects."""
+    from pyspark.sql import functions as f
+    from pyspark.sql.types import DecimalType
+
+    decimals = [field.name for field in frame.schema.fields if isinstance(field.dataType, DecimalType)]
+    return frame.withColumns({name: f.col(f"`{name}`").cast("double") for name in decimals}) if decimals else frame
+
+
+def _arrow_schema(frame: DataFrame) -> pa.Schema:
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    return to_arrow_schema(frame.schema)
+
+
+def _types_of(frame: DataFrame, given: pd.DataFrame, made: pd.DataFrame) -> StructType:
+    """A column that came through with its type keeps Spark's; a new one is a double, a boolean, a time or text."""
+    from pyspark.sql.types import StructField, StructType
+
+    known = {field.name: field.dataType for field in frame.schema.fields}
+    fields = []
+    for name in made.columns:
+        through = name in known and made[name].dtype == given[name].dtype
+        fields.append(StructField(str(name), known[name] if through else _type_of(made[name])))
+    return StructType(fields)
+
+
+def _type_of(series: pd.Series) -> DataType:
+    from pyspark.sql.types import BooleanType, DoubleType, StringType, TimestampNTZType
+
+    if pd.api.types.is_bool_dtype(series):
+        return BooleanType()
+    if pd.api.types.is_numeric_dtype(series):
+        return DoubleType()
+    return TimestampNTZType() if pd.api.types.is_datetime64_any_dtype(series) else StringType()
+
+
+# --- Arrow to pandas ---------------------------------------------------------------------------------------
+
+
+def plain(table: pa.Table) -> pd.DataFrame:
+    """Arrow as pandas: times naive in UTC, dates as times, decimals as floats."""
+    fields = []
+    for field in table.schema:
+        kind = field.type
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            kind = pa.timestamp("us")
+        elif pa.types.is_decimal(kind):
+            kind = pa.float64()
+        fields.append(pa.field(field.name, kind))
+    return table.cast(pa.schema(fields)).to_pandas()
+
+
+def arrange(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
+    """A frame as Spark would hand it over: checked for its columns, without the dropped ones, text names."""
+    frame = frame.rename(columns=str)
+    return frame.drop(columns=list(source.drop))

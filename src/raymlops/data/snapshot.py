@@ -1,0 +1,270 @@
+"""An immutable dataset version: Parquet in the lake, named by the SHA-256 of what it holds, split once and for all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.data.assess import Assessment
+from raymlops.data.schema import DataContract
+from raymlops.errors import DataError
+from raymlops.lake import Lake
+
+TRAIN, VALIDATION, TEST = 0.70, 0.15, 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How many rows each part has; rows are stored in this order. ``ordered``: each part lies later in time."""
+
+    train: int
+    validation: int
+    test: int
+    ordered: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"train": self.train, "validation": self.validation, "test": self.test, "ordered": self.ordered}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSnapshot:
+    """What a model was trained on.
+
+    Attributes
+    ----------
+    fingerprint : SHA-256 over the stored rows, their types, the contract and the split
+    key : folder in the lake, ``snapshots/{name}/{fingerprint}``
+    source : a few words on where the rows came from
+    created_at : seconds since 1970
+    """
+
+    name: str
+    fingerprint: str
+    key: str
+    rows: int
+    contract: DataContract
+    time: str | None
+    split: Split
+    source: str
+    created_at: float
+    assessment: Assessment
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, read back by :meth:`from_dict`."""
+        plain = {n: getattr(self, n) for n in ("name", "fingerprint", "key", "rows", "time", "source", "created_at")}
+        parts = ("contract", "split", "assessment")
+        return plain | {name: getattr(self, name).to_dict() for name in parts}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DatasetSnapshot:
+        parts = {
+            "contract": DataContract.from_dict(data["contract"]),
+            "split": Split(**data["split"]),
+            "assessment": Assessment.from_dict(data["assessment"]),
+        }
+        return cls(**{**data, **parts})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrays:
+    """A snapshot, encoded: ``x_*`` float32 (n, n_features), ``y_*`` float64 (n,), ``time_test`` seconds (n,)."""
+
+    x_train: npt.NDArray[np.float32]
+    y_train: npt.NDArray[np.float64]
+    x_validation: npt.NDArray[np.float32]
+    y_validation: npt.NDArray[np.float64]
+    x_test: npt.NDArray[np.float32]
+    y_test: npt.NDArray[np.float64]
+    time_test: npt.NDArray[np.float64] | None
+
+
+# --- order and split -----------------------------------------------------------------------------------
+
+
+def order_by_time(frame: pd.DataFrame, time: str | None) -> pd.DataFrame:
+    """The rows in the order of ``time`` (stable; text is parsed as times), with a fresh index.
+
+    Raises
+    ------
+    DataError : text that is not a time, a missing time
+    """
+    if time is None:
+        return frame.reset_index(drop=True)
+    column = frame[time]
+    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)):
+        try:
+            column = pd.to_datetime(column)
+        except (ValueError, TypeError) as error:
+            advice = "Give numbers, timestamps, or text such as 2026-01-31 12:00:00."
+            raise DataError(f"The time column {time!r} cannot be read as times: {error}. {advice}") from error
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        column = column.dt.tz_convert("UTC").dt.tz_localize(None)
+    missing = int(column.isna().sum())
+    if missing:
+        raise DataError(f"The time column {time!r} is missing in {missing} of {len(frame)} rows: drop or repair them.")
+    return frame.assign(**{time: column}).sort_values(time, kind="stable", ignore_index=True)
+
+
+def seconds_of(column: pd.Series) -> npt.NDArray[np.float64]:
+    """A time column as float seconds (numbers are taken as they are), shape (n,)."""
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return np.asarray(column.astype("datetime64[us]").astype("int64"), dtype=np.float64) / 1e6
+    return np.asarray(column, dtype=np.float64)
+
+
+def make_split(
+    rows: int,
+    *,
+    classes: npt.NDArray[Any] | None = None,
+    ordered: bool = False,
+    holdout_rows: int | None = None,
+    seed: int = 0,
+) -> tuple[Split, npt.NDArray[np.intp]]:
+    """The split of ``rows`` rows in 70/15/15 parts, and the order, shape (rows,), in which to store them.
+
+    Parameters
+    ----------
+    classes : the label of each row; without ``ordered`` every part gets its share of each class
+    ordered : the rows are in time order and stay so: validation is later than train, test is the latest
+    holdout_rows : validation and test have at most this many rows each; a retraining keeps most rows to learn from
+
+    Raises
+    ------
+    DataError : fewer than three rows, or a ``holdout_rows`` below one
+    """
+    if rows < 3:
+        raise DataError(f"{rows} rows cannot be split into train, validation and test.")
+    if holdout_rows is not None and holdout_rows < 1:
+        raise DataError(f"holdout_rows={holdout_rows}: validation and test need at least one row each.")
+    most = rows if holdout_rows is None else holdout_rows
+    test = min(max(1, round(rows * TEST)), most)
+    validation = min(max(1, round(rows * VALIDATION)), most)
+    split = Split(train=rows - validation - test, validation=validation, test=test, ordered=ordered)
+    if ordered:
+        return split, np.arange(rows)
+    # A shuffled row's rank within its class, as a share of the class, spreads every class evenly over the order.
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    share = np.empty(rows)
+    codes = np.zeros(rows, dtype=int) if classes is None else np.asarray(pd.factorize(classes[shuffled])[0])
+    for code in np.unique(codes):
+        where = np.flatnonzero(codes == code)
+        share[where] = (np.arange(len(where)) + 0.5) / len(where)
+    return split, shuffled[np.argsort(share, kind="stable")]
+
+
+# --- writing and reading -------------------------------------------------------------------------------
+
+
+def write_snapshot(
+    lake: Lake,
+    name: str,
+    frame: pd.DataFrame,
+    contract: DataContract,
+    time: str | None,
+    source: str,
+    assessment: Assessment,
+    now: float,
+    holdout_rows: int | None = None,
+    seed: int = 0,
+) -> DatasetSnapshot:
+    """Order, split and store ``frame``; the same rows give the same snapshot, which is then not written again.
+
+    Only the contract's columns, the label and the time are stored.
+
+    Raises
+    ------
+    ContractViolation : the frame breaks the contract
+    DataError : too few rows, or a time that cannot be read
+    """
+    columns = [*contract.names, contract.label, *([time] if time else [])]
+    rows = order_by_time(frame[columns], time)
+    contract.encode(rows)
+    labels = contract.encode_label(rows[contract.label])
+    classes = None if contract.task == "regression" else labels
+    split, order = make_split(
+        len(rows), classes=classes, ordered=time is not None, holdout_rows=holdout_rows, seed=seed
+    )
+    rows = rows.iloc[order].reset_index(drop=True)
+    fingerprint = fingerprint_of(rows, {"contract": contract.to_dict(), "time": time, "split": split.to_dict()})
+    key = f"snapshots/{name}/{fingerprint}"
+    if lake.exists(f"{key}/snapshot.json"):
+        return load_snapshot(lake, key)
+    snapshot = DatasetSnapshot(
+        name=name,
+        fingerprint=fingerprint,
+        key=key,
+        rows=len(rows),
+        contract=contract,
+        time=time,
+        split=split,
+        source=source,
+        created_at=now,
+        assessment=assessment,
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), sink, compression="zstd")
+    lake.write(f"{key}/data.parquet", sink.getvalue())
+    # Written last: where snapshot.json is, the rows are complete.
+    lake.write(f"{key}/snapshot.json", json.dumps(snapshot.to_dict(), indent=1).encode())
+    return snapshot
+
+
+def load_snapshot(lake: Lake, key: str) -> DatasetSnapshot:
+    """The snapshot under ``key``. Raises :class:`DataError` when the lake holds none."""
+    return DatasetSnapshot.from_dict(json.loads(lake.read(f"{key}/snapshot.json")))
+
+
+def read_frame(lake: Lake, snapshot: DatasetSnapshot) -> pd.DataFrame:
+    """The stored rows in split order: train, validation, test."""
+    table = pq.read_table(pa.BufferReader(lake.read(f"{snapshot.key}/data.parquet")))
+    return table.to_pandas()
+
+
+def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:
+    """The stored rows, encoded by the snapshot's contract and cut into its three parts."""
+    frame = read_frame(lake, snapshot)
+    x, y = snapshot.contract.encode(frame), snapshot.contract.encode_label(frame[snapshot.contract.label])
+    first = snapshot.split.train
+    second = first + snapshot.split.validation
+    return Arrays(
+        x_train=x[:first],
+        y_train=y[:first],
+        x_validation=x[first:second],
+        y_validation=y[first:second],
+        x_test=x[second:],
+        y_test=y[second:],
+        time_test=seconds_of(frame[snapshot.time].iloc[second:]) if snapshot.time else None,
+    )
+
+
+def fingerprint_of(frame: pd.DataFrame, meaning: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, missingness and values of every column in order, and over ``meaning``.
+
+    Computed from values, not from a file: the Parquet writer's version does not change it.
+    """
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    for name in frame.columns:
+        series = frame[name]
+        missing = series.isna().to_numpy()
+        digest.update(f"\0{name}\0{len(series)}\0".encode())
+        digest.update(np.packbits(missing).tobytes())
+        if pd.api.types.is_datetime64_any_dtype(series):
+            digest.update(b"time" + seconds_of(series.where(~missing, pd.Timestamp(0))).tobytes())
+        elif pd.api.types.is_numeric_dtype(series) and series.dtype.kind in "iufb":
+            values = np.where(missing, 0, series.to_numpy()).astype(series.dtype)
+            digest.update(str(series.dtype).encode() + values.tobytes())
+        else:
+            for value in series[~missing]:
+                content = f"{type(value).__name__}:{value}".encode()
+                digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
