@@ -1,0 +1,230 @@
+"""Models as raymlops fits them: one thread, a float32 matrix in, probabilities or values out.
+
+Only numpy, scikit-learn and XGBoost: a package that holds one of these loads without Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from raymlops.data.schema import Task
+
+Floats = NDArray[np.floating[Any]]
+
+_PATIENCE = 20
+_OBJECTIVE: dict[Task, str] = {
+    "binary": "binary:logistic",
+    "multiclass": "multi:softprob",
+    "regression": "reg:squarederror",
+}
+
+
+class Estimator(Protocol):
+    """What a candidate builds.
+
+    ``x`` is ``(n_rows, n_features)`` float32 with NaN for missing; ``y`` class indices or values. ``predict`` gives the
+    positive class's probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``.
+
+    Two things are optional. An attribute ``learned`` holds parameters that the validation rows fixed (rounds of boosting)
+    and a refit must keep. A method ``watch(metric)`` is told, before the fit, what the search optimises.
+    """
+
+    def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> Estimator: ...
+
+    def predict(self, x: Floats) -> Floats: ...
+
+
+# XGBoost's name for what the search optimises; where it has none that is smooth enough, the loss it boosts decides.
+_WATCHED = {"roc_auc": "auc", "average_precision": "aucpr", "mae": "mae"}
+
+
+class XGBoostEstimator:
+    """Gradient-boosted trees (Chen & Guestrin 2016), histogram method, one thread.
+
+    With validation rows the number of rounds is found by early stopping, unless ``stopping`` was set to false. Category codes are split on as numbers: that
+    keeps the model convertible to ONNX.
+    """
+
+    def __init__(self, params: Mapping[str, Any], task: Task, n_classes: int, rounds: int, seed: int) -> None:
+        self.task = task
+        self.n_classes = n_classes
+        self.rounds = rounds
+        self.stopping = True
+        self.learned: dict[str, Any] = {}
+        self._params = {
+            **params,
+            "objective": _OBJECTIVE[task],
+            "nthread": 1,
+            "tree_method": "hist",
+            "seed": seed,
+            "verbosity": 0,
+        }
+        if task == "multiclass":
+            self._params["num_class"] = n_classes
+        self.booster: xgb.Booster | None = None
+
+    def watch(self, metric: str) -> None:
+        """Let ``metric`` choose the rounds: under a shift of the base rate, log loss stops a ranking far too early."""
+        if metric in _WATCHED and self.task != "multiclass":
+            self._params["eval_metric"] = _WATCHED[metric]
+
+    def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
+        train = xgb.DMatrix(x, label=y, nthread=1)
+        if x_val is None or not self.stopping:
+            self.booster = xgb.train(self._params, train, num_boost_round=self.rounds)
+            return self
+        validation = xgb.DMatrix(x_val, label=y_val, nthread=1)
+        grown = xgb.train(
+            self._params,
+            train,
+            num_boost_round=self.rounds,
+            evals=[(validation, "validation")],
+            early_stopping_rounds=_PATIENCE,
+            verbose_eval=False,
+        )
+        kept = int(grown.best_iteration) + 1
+        self.learned = {"rounds": kept}
+        self.booster = grown[:kept]
+        return self
+
+    def predict(self, x: Floats) -> Floats:
+        if self.booster is None:
+            raise RuntimeError("fit() comes before predict().")
+        return np.asarray(self.booster.inplace_predict(x), dtype=np.float64)
+
+    def save(self, path: Path) -> None:
+        """Write XGBoost's JSON, the form whose damage is noticed."""
+        if self.booster is None:
+            raise RuntimeError("fit() comes before save().")
+        self.booster.save_model(path)
+
+    @classmethod
+    def load(cls, path: Path, task: Task, n_classes: int) -> XGBoostEstimator:
+        loaded = cls({}, task, n_classes, rounds=0, seed=0)
+        loaded.booster = xgb.Booster({"nthread": 1})
+        loaded.booster.load_model(path)
+        return loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["booster"] = None if self.booster is None else bytes(self.booster.save_raw("json"))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raw = state.pop("booster")
+        self.__dict__.update(state)
+        self.booster = None
+        if raw is not None:
+            self.booster = xgb.Booster({"nthread": 1})
+            self.booster.load_model(bytearray(raw))
+
+
+class SklearnEstimator:
+    """Any scikit-learn pipeline behind the same two methods; its thread pools are held to one thread while it fits."""
+
+    def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
+        self.pipeline = pipeline
+        self.task = task
+        self.n_classes = n_classes
+        self.learned: dict[str, Any] = {}
+
+    def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> SklearnEstimator:
+        with threadpool_limits(1):
+            self.pipeline.fit(x, y)
+        return self
+
+    def predict(self, x: Floats) -> Floats:
+        if self.task == "regression":
+            return np.asarray(self.pipeline.predict(x), dtype=np.float64)
+        given = np.asarray(self.pipeline.predict_proba(x), dtype=np.float64)
+        seen = self.seen_classes()
+        if len(seen) < self.n_classes:
+            # A class that the training rows did not hold has probability 0.
+            full = np.zeros((len(given), self.n_classes))
+            full[:, seen] = given
+            given = full
+        return given[:, 1] if self.task == "binary" else given
+
+    def seen_classes(self) -> list[int]:
+        """Class indices that the training rows held."""
+        return [int(k) for k in self.pipeline.classes_]
+
+
+class HistBoostingEstimator(SklearnEstimator):
+    """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0."""
+
+    def fit(
+        self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None
+    ) -> HistBoostingEstimator:
+        self.empty = np.isnan(x).all(axis=0)
+        super().fit(self._filled(x), y)
+        return self
+
+    def predict(self, x: Floats) -> Floats:
+        return super().predict(self._filled(x))
+
+    def _filled(self, x: Floats) -> Floats:
+        return np.where(self.empty, np.float32(0), x) if self.empty.any() else x
+
+
+def linear(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """Logistic or ridge regression on scaled numbers and one-hot categories."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+
+    strength = float(params.get("C", 1.0))
+    if task == "regression":
+        model = Ridge(alpha=1.0 / strength, random_state=seed)
+    else:
+        model = LogisticRegression(C=strength, max_iter=int(params.get("max_iter", 300)), random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=True), model), task, n_classes)
+
+
+def random_forest(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """Random forest (Breiman 2001); missing numbers become the median, missing categories a code of their own."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.pipeline import make_pipeline
+
+    kind = RandomForestRegressor if task == "regression" else RandomForestClassifier
+    model = kind(**params, n_jobs=1, random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+
+
+def hist_boosting(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """scikit-learn's histogram boosting; it takes NaN itself and splits category codes as numbers."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    model = kind(**params, early_stopping=False, random_state=seed)
+    return HistBoostingEstimator(model, task, n_classes)
+
+
+def _columns(categorical: Sequence[int], *, one_hot: bool) -> Any:
+    """The preprocessing for models that take no NaN: medians for numbers, a code of its own for a missing category."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numbers: Any = SimpleImputer(strategy="median", keep_empty_features=True)
+    codes: Any = SimpleImputer(strategy="constant", fill_value=-1.0, keep_empty_features=True)
+    if one_hot:
+        numbers = make_pipeline(numbers, StandardScaler())
+        codes = make_pipeline(codes, OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32))
+    if not categorical:
+        return numbers
+    return ColumnTransformer([("codes", codes, list(categorical))], remainder=numbers)

@@ -1,0 +1,218 @@
+"""What a search optimises: a metric, its direction, and the trivial baseline it has to beat.
+
+Plain numpy, so that the steward can score live predictions without importing a machine-learning engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from raymlops.data.schema import Task
+
+Mode = Literal["max", "min"]
+Array = NDArray[np.float64]
+
+_EPSILON = 1e-15
+
+
+def roc_auc(y: Array, p: Array) -> float:
+    """Area under the ROC curve, ties counted half (Hanley & McNeil 1982).
+
+    For ``p`` of shape ``(n, k)``: mean over the classes present in ``y`` of one against the rest. NaN when only one
+    class is present.
+    """
+    if p.ndim == 2:
+        areas = [roc_auc((y == k).astype(np.float64), p[:, k]) for k in np.unique(y).astype(int)]
+        return float(np.mean(areas)) if len(areas) > 1 else float("nan")
+    positive = y == 1
+    n_positive = int(positive.sum())
+    n_negative = len(y) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+    middle_rank = np.cumsum(counts) - (counts - 1) / 2.0
+    rank_sum = float(middle_rank[inverse][positive].sum())
+    return (rank_sum - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative)
+
+
+def average_precision(y: Array, p: Array) -> float:
+    """Step-wise area under precision against recall, as in scikit-learn. NaN without a positive row."""
+    order = np.argsort(-p, kind="stable")
+    hits = np.cumsum(y[order] == 1)
+    if hits[-1] == 0:
+        return float("nan")
+    # One point per distinct score: rows with equal scores cannot be put in an order.
+    last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
+    precision = hits[last] / (last + 1.0)
+    gained = np.diff(np.append(0, hits[last])) / hits[-1]
+    return float((precision * gained).sum())
+
+
+def log_loss(y: Array, p: Array) -> float:
+    """Mean negative log-likelihood in nats; rows of a ``(n, k)`` matrix are normalised first."""
+    if p.ndim == 1:
+        p = np.column_stack([1.0 - p, p])
+    p = p / p.sum(axis=1, keepdims=True)
+    chosen = p[np.arange(len(y)), y.astype(int)]
+    return float(-np.log(np.clip(chosen, _EPSILON, 1.0)).mean())
+
+
+def accuracy(y: Array, p: Array) -> float:
+    return float((_decide(p) == y).mean())
+
+
+def f1(y: Array, p: Array) -> float:
+    """F1 of the positive class, or its unweighted mean over classes for ``(n, k)`` (absent and never predicted: left out)."""
+    decided = _decide(p)
+    classes = [1] if p.ndim == 1 else sorted({*np.unique(y).astype(int).tolist(), *np.unique(decided).tolist()})
+    scores = []
+    for k in classes:
+        both = int(((decided == k) & (y == k)).sum())
+        either = int((decided == k).sum() + (y == k).sum())
+        scores.append(2.0 * both / either if either else 0.0)
+    return float(np.mean(scores))
+
+
+def brier(y: Array, p: Array) -> float:
+    """Brier (1950): ``(p - y)²`` for a binary task, summed over the classes for ``(n, k)``."""
+    if p.ndim == 1:
+        return float(((p - y) ** 2).mean())
+    truth = np.zeros_like(p)
+    truth[np.arange(len(y)), y.astype(int)] = 1.0
+    return float(((p - truth) ** 2).sum(axis=1).mean())
+
+
+def rmse(y: Array, p: Array) -> float:
+    return float(np.sqrt(((p - y) ** 2).mean()))
+
+
+def mae(y: Array, p: Array) -> float:
+    return float(np.abs(p - y).mean())
+
+
+def r2(y: Array, p: Array) -> float:
+    """Coefficient of determination; NaN when the label is constant."""
+    spread = float(((y - y.mean()) ** 2).sum())
+    return 1.0 - float(((p - y) ** 2).sum()) / spread if spread > 0 else float("nan")
+
+
+def _decide(p: Array) -> Array:
+    return (p >= 0.5).astype(np.float64) if p.ndim == 1 else p.argmax(axis=1).astype(np.float64)
+
+
+_CLASSES: tuple[Task, ...] = ("binary", "multiclass")
+_METRICS: dict[str, tuple[Callable[[Array, Array], float], Mode, tuple[Task, ...]]] = {
+    "roc_auc": (roc_auc, "max", _CLASSES),
+    "average_precision": (average_precision, "max", ("binary",)),
+    "log_loss": (log_loss, "min", _CLASSES),
+    "accuracy": (accuracy, "max", _CLASSES),
+    "f1": (f1, "max", _CLASSES),
+    "brier": (brier, "min", _CLASSES),
+    "rmse": (rmse, "min", ("regression",)),
+    "mae": (mae, "min", ("regression",)),
+    "r2": (r2, "max", ("regression",)),
+}
+METRICS = tuple(_METRICS)
+_AUTO: dict[Task, str] = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A metric with its direction: ``mode="max"`` when more is better.
+
+    >>> Objective.of("auto", "binary")
+    Objective(metric='roc_auc', mode='max')
+    """
+
+    metric: str
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        if self.metric not in _METRICS:
+            raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), _METRICS)}")
+        if self.mode != _METRICS[self.metric][1]:
+            raise ConfigError(f"mode={self.mode!r} does not fit {self.metric}: it is {_METRICS[self.metric][1]!r}.")
+
+    @classmethod
+    def of(cls, metric: str, task: Task) -> Objective:
+        """The objective for ``task``; ``"auto"`` is roc_auc, log_loss or rmse.
+
+        Raises
+        ------
+        ConfigError : an unknown metric, or one that does not fit the task
+        """
+        name = _AUTO[task] if metric == "auto" else metric
+        if name not in _METRICS:
+            raise ConfigError(f"metric={metric!r} is not known.{nearest(str(metric), (*_METRICS, 'auto'))}")
+        _, mode, tasks = _METRICS[name]
+        if task not in tasks:
+            fitting = ", ".join(key for key, entry in _METRICS.items() if task in entry[2])
+            raise ConfigError(
+                f"metric={name!r} does not fit a {task} label: it needs {' or '.join(tasks)}. Use one of {fitting}."
+            )
+        return cls(metric=name, mode=mode)
+
+    def score(self, y: Array, prediction: Array) -> float:
+        """The metric over rows.
+
+        Parameters
+        ----------
+        y : ``(n,)`` class indices or values
+        prediction : ``(n,)`` positive-class probability or value, or ``(n, k)`` class probabilities
+
+        Returns
+        -------
+        NaN when the metric is not defined: no rows, a prediction that is not finite, one class only (roc_auc).
+        """
+        y, prediction = np.asarray(y, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+        if len(y) == 0 or not np.isfinite(prediction).all():
+            return float("nan")
+        return _METRICS[self.metric][0](y, prediction)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether ``a`` is strictly better than ``b``; NaN is worse than everything and never better."""
+        if np.isnan(a):
+            return False
+        if np.isnan(b):
+            return True
+        return a > b if self.mode == "max" else a < b
+
+    def gain(self, candidate: float, reference: float) -> float:
+        """How much better ``candidate`` is, in units of the metric; negative when it is worse."""
+        return candidate - reference if self.mode == "max" else reference - candidate
+
+    def gap(self, train: float, validation: float, baseline: float) -> float:
+        """Over-fitting as a share of the way from no skill to perfection: 0 none, 1 all of it.
+
+        For a metric to be raised, the plain difference. For a loss the difference over the trivial baseline's loss: a
+        boosted tree's train loss is often a tenth of its validation loss, so a ratio of the two would tell nothing.
+        """
+        if self.mode == "max":
+            return train - validation
+        return (validation - train) / baseline if baseline > 0 else float("nan")
+
+    def baseline(self, y_train: Array, y_test: Array) -> float:
+        """The score on ``y_test`` of the best constant prediction that ``y_train`` gives.
+
+        Base rates for a classification metric (for F1: always the positive class, or base rates for more than two), the
+        mean for rmse and r2, the median for mae.
+        """
+        n = len(y_test)
+        if self.metric in ("rmse", "r2"):
+            return self.score(y_test, np.full(n, float(np.mean(y_train))))
+        if self.metric == "mae":
+            return self.score(y_test, np.full(n, float(np.median(y_train))))
+        n_classes = max(2, int(max(np.max(y_train), np.max(y_test, initial=0.0))) + 1)
+        # One more row of each class: a class that training never saw is improbable, not impossible.
+        rates = (np.bincount(np.asarray(y_train).astype(int), minlength=n_classes) + 1) / (len(y_train) + n_classes)
+        if n_classes > 2:
+            return self.score(y_test, np.tile(rates, (n, 1)))
+        return self.score(y_test, np.full(n, 1.0 if self.metric == "f1" else rates[1]))
