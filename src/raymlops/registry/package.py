@@ -1,0 +1,334 @@
+"""What is stored of a version: the model natively and as ONNX, its contract, its features, its reference, a manifest.
+
+Nothing in a package is parsed before every byte of it was checked against the manifest, and the manifest against the
+digest that the registry holds: a damaged XGBoost file can predict wrongly without a word, and a pickle is a program.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.data.features import FeatureFunction
+from raymlops.data.schema import DataContract
+from raymlops.errors import DataError, DigestMismatch
+from raymlops.lake import Lake, sha256_of
+from raymlops.registry.runtime import NativeRuntime, OnnxRuntime, Runtime, load_native, to_onnx
+from raymlops.search.estimators import XGBoostEstimator
+
+if TYPE_CHECKING:
+    from raymlops.search.estimators import Estimator
+
+MANIFEST = "manifest.json"
+REFERENCE_ROWS = 10_000
+_PARITY = 1e-4
+_PARITY_ROWS = 1000
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Held-out rows and what the gated model said of them: what the monitor compares live traffic with.
+
+    Attributes
+    ----------
+    columns : the model's inputs
+    x : ``(n, d)`` float32, at most 10,000 rows, oldest first when ``ordered``
+    scores : ``(n,)`` positive probability, class index, or value
+    losses : ``(n,)`` loss of each row
+    """
+
+    columns: tuple[str, ...]
+    x: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    ordered: bool
+
+    def __post_init__(self) -> None:
+        n = len(self.x)
+        if self.x.shape != (n, len(self.columns)) or len(self.scores) != n or len(self.losses) != n:
+            raise DataError(
+                f"A reference of {self.x.shape} rows and columns, {len(self.columns)} names, {len(self.scores)} scores and "
+                f"{len(self.losses)} losses does not fit together."
+            )
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            columns=np.array(self.columns, dtype=np.str_),
+            x=self.x.astype(np.float32),
+            scores=np.asarray(self.scores, dtype=np.float64),
+            losses=np.asarray(self.losses, dtype=np.float64),
+            ordered=np.array(self.ordered),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Reference:
+        with np.load(io.BytesIO(content), allow_pickle=False) as held:
+            return cls(
+                columns=tuple(str(name) for name in held["columns"]),
+                x=held["x"],
+                scores=held["scores"],
+                losses=held["losses"],
+                ordered=bool(held["ordered"]),
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the package holds and how it is to be run.
+
+    Attributes
+    ----------
+    files : SHA-256 of every file by name
+    form : of the native model, ``"xgboost"`` (``model.json``) or ``"pickle"`` (``model.pkl``)
+    runtime : what answers requests: whichever was faster for one row when the package was built
+    onnx : why there is no ONNX form, or ``""`` when there is one
+    latency_us : median microseconds for one row, by runtime
+    versions : of Python and the libraries that made the package
+    digest : SHA-256 of the manifest's own bytes; not part of them
+    """
+
+    files: Mapping[str, str]
+    form: Literal["xgboost", "pickle"]
+    runtime: Literal["onnx", "native"]
+    onnx: str
+    latency_us: Mapping[str, float]
+    versions: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    digest: str = field(default="", compare=False)
+
+    def to_bytes(self) -> bytes:
+        names = ("files", "form", "runtime", "onnx", "latency_us", "versions", "metadata")
+        body = {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
+        return json.dumps(body, sort_keys=True, indent=1, default=str).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Manifest:
+        body = json.loads(content)
+        if body.pop("format") != _FORMAT:
+            raise DigestMismatch(
+                "The package has another format than this raymlops reads: use the release that wrote it."
+            )
+        return cls(**body, digest=sha256_of(content))
+
+
+# --- building --------------------------------------------------------------------------------------
+
+
+def build_package(
+    folder: str | Path,
+    estimator: Estimator,
+    contract: DataContract,
+    features: FeatureFunction | None,
+    reference: Reference,
+    metadata: Mapping[str, Any],
+) -> Manifest:
+    """Write a package into ``folder``, which is made or emptied.
+
+    The ONNX form is kept when it agrees with the native model within 1e-4 (of the spread, for a regression) on rows of the
+    reference, also with values missing where the contract lets them be; the faster of the two for one row will answer requests.
+    """
+    target = Path(folder)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    if isinstance(estimator, XGBoostEstimator):
+        form: Literal["xgboost", "pickle"] = "xgboost"
+        estimator.save(target / "model.json")
+    else:
+        form = "pickle"
+        (target / "model.pkl").write_bytes(by_value(estimator, type(estimator)))
+    native = load_native(target, form, contract.task, len(contract.classes))
+    onnx, reason = _onnx(estimator, native, contract, reference)
+    runtimes: dict[str, Runtime] = {"native": native}
+    if onnx is not None:
+        (target / "model.onnx").write_bytes(onnx)
+        runtimes["onnx"] = OnnxRuntime(onnx, contract.task)
+    latency = {name: _one_row_us(runtime, reference.x) for name, runtime in runtimes.items()}
+    (target / "contract.json").write_text(json.dumps(contract.to_dict(), sort_keys=True))
+    if features is not None:
+        (target / "features.pkl").write_bytes(by_value(features, features))
+    (target / "reference.npz").write_bytes(reference.to_bytes())
+    content = Manifest(
+        files={path.name: sha256_of(path.read_bytes()) for path in sorted(target.iterdir())},
+        form=form,
+        runtime="onnx" if latency.get("onnx", np.inf) < latency["native"] else "native",
+        onnx=reason,
+        latency_us=latency,
+        versions={
+            "python": platform.python_version(),
+            **{name: version_of(name) for name in ("raymlops", "numpy", "scikit-learn", "xgboost", "onnxruntime")},
+        },
+        metadata=dict(metadata),
+    ).to_bytes()
+    (target / MANIFEST).write_bytes(content)
+    return Manifest.from_bytes(content)
+
+
+def by_value(thing: Any, defined_by: Any) -> bytes:
+    """Pickle with the code of the user's own module inside: whoever loads it need not have that module."""
+    module = sys.modules.get(getattr(defined_by, "__module__", None) or "")
+    origin = getattr(module, "__file__", None) or ""
+    installed = "site-packages" in origin or not origin
+    if module is None or installed or module.__name__ == "__main__" or module.__name__.split(".")[0] == "raymlops":
+        return bytes(cloudpickle.dumps(thing))
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(thing))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _onnx(
+    estimator: Estimator, native: NativeRuntime, contract: DataContract, reference: Reference
+) -> tuple[bytes | None, str]:
+    """The ONNX form, or the reason why there is none."""
+    try:
+        content = to_onnx(estimator, len(contract.columns))
+        sample = _parity_rows(contract, reference.x)
+        expected = native.predict(sample)
+        difference = float(np.max(np.abs(OnnxRuntime(content, contract.task).predict(sample) - expected)))
+    except DataError as error:
+        return None, error.message
+    except Exception as error:
+        return None, f"ONNX Runtime refused the model: {type(error).__name__}: {str(error)[:200]}"
+    allowed = _PARITY
+    if contract.task == "regression":
+        # Values have no natural size: the difference is measured against their spread, and both sum in float32.
+        allowed = _PARITY * float(np.std(expected)) + 1e-6 * float(np.max(np.abs(expected)))
+    if not difference <= allowed:
+        return None, f"ONNX and native differ by {difference:.2g}, more than {allowed:.2g}"
+    return content, ""
+
+
+def _parity_rows(contract: DataContract, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Reference rows spread over time, and once more with a tenth of the values missing that may be missing."""
+    some = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), _PARITY_ROWS)).astype(int))]
+    holes = some.copy()
+    may_miss = np.array([column.nullable or column.kind == "category" for column in contract.columns])
+    holes[(np.random.default_rng(0).random(holes.shape) < 0.1) & may_miss] = np.nan
+    return np.concatenate([some, holes])
+
+
+def _one_row_us(runtime: Runtime, x: npt.NDArray[np.float32], n: int = 30) -> float:
+    row = x[:1]
+    for _ in range(3):
+        runtime.predict(row)
+    times = []
+    for _ in range(n):
+        began = time.perf_counter()
+        runtime.predict(row)
+        times.append(time.perf_counter() - began)
+    return round(float(np.median(times)) * 1e6, 1)
+
+
+# --- checking and moving ---------------------------------------------------------------------------
+
+
+def verify(folder: str | Path, digest: str | None = None) -> Manifest:
+    """Check every byte before any of them is parsed.
+
+    Parameters
+    ----------
+    digest : SHA-256 of the manifest as the registry holds it; without it, only the files are checked against the manifest
+
+    Raises
+    ------
+    DigestMismatch : names the file that was changed, is missing, or does not belong
+    """
+    root = Path(folder)
+    if not (root / MANIFEST).is_file():
+        raise DigestMismatch(f"{root} is no package: it has no {MANIFEST}. Fetch it again.")
+    content = (root / MANIFEST).read_bytes()
+    if digest is not None and sha256_of(content) != digest:
+        raise _mismatch(MANIFEST, root, sha256_of(content), digest)
+    try:
+        manifest = Manifest.from_bytes(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DigestMismatch(
+            f"{MANIFEST} in {root} cannot be read: it was changed. The package is not loaded."
+        ) from error
+    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {MANIFEST}
+    if lost := sorted(set(manifest.files) - there):
+        raise DigestMismatch(
+            f"{lost[0]} is missing from the package in {root}. The package is not loaded; fetch it again."
+        )
+    if alien := sorted(there - set(manifest.files)):
+        raise DigestMismatch(f"{alien[0]} in {root} is not named by the manifest. The package is not loaded.")
+    for name, expected in sorted(manifest.files.items()):
+        found = sha256_of((root / name).read_bytes())
+        if found != expected:
+            raise _mismatch(name, root, found, expected)
+    return manifest
+
+
+def _mismatch(name: str, root: Path, found: str, expected: str) -> DigestMismatch:
+    return DigestMismatch(
+        f"{name} in {root} has SHA-256 {found[:16]}…, not {expected[:16]}…: its bytes were changed. The package is not "
+        "loaded; fetch it again or restore it from a backup.",
+        {"file": name, "found": found, "expected": expected},
+    )
+
+
+def upload(lake: Lake, key: str, folder: str | Path) -> str:
+    """Verify a package, copy it to ``key`` in the lake, and return its digest. The manifest is written last."""
+    digest = verify(folder).digest
+    for path in sorted(Path(folder).iterdir(), key=lambda item: item.name == MANIFEST):
+        lake.write(f"{key}/{path.name}", path.read_bytes())
+    return digest
+
+
+def download(lake: Lake, key: str, folder: str | Path, digest: str | None = None) -> Path:
+    """Fetch a package into ``folder`` and verify it; what is there already and verifies is used as it is.
+
+    Several processes may ask for one folder at once: each fetches into its own and the first to be done moves it there.
+
+    Raises
+    ------
+    DigestMismatch : the bytes in the lake are not the ones ``digest`` names
+    """
+    target = Path(folder)
+    if _verifies(target, digest):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetching-"))
+    try:
+        fetched = lake.fetch_folder(key, scratch / "package")
+        verify(fetched, digest)
+        if target.exists() and not _verifies(target, digest):
+            # Out of the way in one step: nobody sees half a package.
+            os.replace(target, scratch / "damaged")
+        try:
+            os.replace(fetched, target)
+        except OSError:
+            verify(target, digest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _verifies(folder: Path, digest: str | None) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        verify(folder, digest)
+    except DigestMismatch:
+        return False
+    return True
