@@ -1,0 +1,173 @@
+"""Predicting together what waits together: all requests of one event-loop tick in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.data.schema import DataContract
+from raymlops.errors import DataError
+from raymlops.serving.protocol import Row
+
+log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What serving needs of a loaded version; :class:`raymlops.serving.predictor.Predictor` is one."""
+
+    @property
+    def contract(self) -> DataContract: ...
+
+    def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
+
+    def predict_rows(self, rows: list[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]: ...
+
+    def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]: ...
+
+    def answer(self, prediction: npt.NDArray[Any]) -> tuple[list[Any], list[Any] | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version says of n rows.
+
+    Attributes
+    ----------
+    x : the rows as the model saw them, float32, (n, n_features)
+    scores : one number a row, (n,)
+    finite : rows whose whole prediction is finite, bool, (n,)
+    predictions, probabilities : JSON-able, n each; no probabilities for regression
+    """
+
+    x: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float64]
+    finite: npt.NDArray[np.bool_]
+    predictions: list[Any]
+    probabilities: list[Any] | None
+
+    def part(self, start: int, stop: int) -> Answer:
+        """Rows ``start`` to ``stop``, as views."""
+        some = None if self.probabilities is None else self.probabilities[start:stop]
+        return Answer(
+            self.x[start:stop], self.scores[start:stop], self.finite[start:stop], self.predictions[start:stop], some
+        )
+
+
+def answer_rows(model: Model, rows: list[Row]) -> Answer:
+    """Encode, predict and phrase the answer.
+
+    Raises
+    ------
+    DataError : rows that break the contract (:class:`ContractViolation`), or that the features function cannot take
+    """
+    x, prediction = model.predict_rows(rows)
+    finite = np.isfinite(prediction)
+    if finite.ndim == 2:
+        finite = finite.all(axis=1)
+    predictions, probabilities = model.answer(prediction)
+    return Answer(x, np.asarray(model.score(prediction), dtype=np.float64), finite, predictions, probabilities)
+
+
+Run = Callable[[list[Row]], "Answer | Awaitable[Answer]"]
+_Waiting = tuple[list[Row], "asyncio.Future[Answer]"]
+
+
+class TickBatcher:
+    """Gathers the rows of all requests that arrive in one turn of the event loop and runs them in one call.
+
+    No request waits for others that are not there yet: at low load a batch is one request, under load it is all
+    that came in while the last batch was computed.
+
+    Parameters
+    ----------
+    run : rows to an answer, at once or as an awaitable
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._waiting: list[_Waiting] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, rows: list[Row]) -> Answer:
+        """The answer to these rows alone; raises what :attr:`run` raises for them."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._turn)
+        self._waiting.append((rows, future))
+        return await future
+
+    def _turn(self) -> None:
+        group, self._waiting = self._waiting, []
+        self._start([item for item in group if not item[1].done()])
+
+    def _start(self, group: Sequence[_Waiting]) -> None:
+        if not group:
+            return
+        rows = group[0][0] if len(group) == 1 else [row for rows, _ in group for row in rows]
+        try:
+            result = self._run(rows)
+        except Exception as error:
+            self._fail(group, error)
+            return
+        if isinstance(result, Answer):
+            self._deliver(group, result)
+            return
+        task = asyncio.ensure_future(self._finish(group, result))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, group: Sequence[_Waiting], result: Awaitable[Answer]) -> None:
+        try:
+            answer = await result
+        except Exception as error:
+            self._fail(group, error)
+            return
+        self._deliver(group, answer)
+
+    def _deliver(self, group: Sequence[_Waiting], answer: Answer) -> None:
+        if len(group) == 1:
+            _resolve(group[0][1], answer)
+            return
+        start = 0
+        for rows, future in group:
+            _resolve(future, answer.part(start, start + len(rows)))
+            start += len(rows)
+
+    def _fail(self, group: Sequence[_Waiting], error: Exception) -> None:
+        if len(group) > 1 and isinstance(error, DataError):
+            # Somebody's rows are bad: each request answers for its own.
+            for item in group:
+                self._start([item])
+            return
+        for _, future in group:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def warm(model: Model, rounds: int = 3) -> None:
+    """First predictions are slow (lazy allocation, code paths): make them before any request does."""
+    x = np.zeros((1, len(model.contract.columns)), dtype=np.float32)
+    for _ in range(rounds):
+        model.predict(x)
+
+
+def as_answer(body: Mapping[str, Any]) -> Answer:
+    """An answer that came from another process as a plain dictionary."""
+    return Answer(**body)
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """The plain form of an answer: survives processes whose versions of this class differ."""
+    return {name: getattr(answer, name) for name in Answer.__slots__}

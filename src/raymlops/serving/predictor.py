@@ -1,0 +1,150 @@
+"""A package loaded for prediction: one row or a million, ONNX Runtime or native, no Ray."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.data.features import FeatureFunction, apply_features
+from raymlops.data.schema import DataContract
+from raymlops.errors import ContractViolation, DataError
+from raymlops.registry.package import Manifest, Reference, verify
+from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+class Predictor:
+    """Answers for one version. Made by :meth:`load`; ``predict`` may be called from several threads.
+
+    Attributes
+    ----------
+    contract : the columns the model takes, after ``features``
+    features : the user's function from request rows to those columns, or ``None``
+    manifest : of the package
+    version : the number the caller gave, 0 when none
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        contract: DataContract,
+        features: FeatureFunction | None,
+        manifest: Manifest,
+        folder: Path,
+    ) -> None:
+        self.contract = contract
+        self.features = features
+        self.manifest = manifest
+        self.version = 0
+        self._runtime = runtime
+        self._folder = folder
+        self._reference: Reference | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, version: int = 0, digest: str | None = None) -> Predictor:
+        """Verify a package and load it.
+
+        Raises
+        ------
+        DigestMismatch : a byte of it was changed; nothing was parsed
+        """
+        root = Path(folder)
+        manifest = verify(root, digest)
+        contract = DataContract.from_dict(json.loads((root / "contract.json").read_bytes()))
+        if manifest.runtime == "onnx":
+            runtime: Runtime = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
+        else:
+            runtime = load_native(root, manifest.form, contract.task, len(contract.classes))
+        features = pickle.loads((root / "features.pkl").read_bytes()) if "features.pkl" in manifest.files else None
+        loaded = cls(runtime, contract, features, manifest, root)
+        loaded.version = version
+        # The first call is slow in every library; no request should be the one to pay for it.
+        loaded.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
+        return loaded
+
+    @property
+    def reference(self) -> Reference:
+        """The held-out rows of the package; read when first asked for (gateways never do)."""
+        if self._reference is None:
+            self._reference = Reference.from_bytes((self._folder / "reference.npz").read_bytes())
+        return self._reference
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
+        """Request rows as the model's matrix, ``(n_rows, n_features)`` float32.
+
+        Raises
+        ------
+        ContractViolation : rows that break the contract, or that ``features`` cannot work on
+        """
+        if self.features is None:
+            encoded: npt.NDArray[np.float32] = self.contract.encode_rows(rows)
+            return encoded
+        import pandas as pd
+
+        try:
+            made = apply_features(self.features, pd.DataFrame(list(rows)))
+        except DataError as error:
+            raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
+        return self.contract.encode(made)
+
+    def predict(self, x: Floats) -> Floats:
+        """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
+        if len(x) == 0:
+            k = len(self.contract.classes)
+            return np.empty((0, k) if self.contract.task == "multiclass" else 0)
+        return self._runtime.predict(x)
+
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats]:
+        """The encoded rows and the prediction for them. Raises :class:`ContractViolation`."""
+        x = self.encode(rows)
+        return x, self.predict(x)
+
+    def score(self, prediction: Floats) -> npt.NDArray[np.float64]:
+        """One number a row ``(n,)``, as the log and the monitor keep it: positive probability, class index, or value."""
+        if self.contract.task == "multiclass":
+            return np.asarray(prediction.argmax(axis=1), dtype=np.float64)
+        return np.asarray(prediction, dtype=np.float64)
+
+    def answer(self, prediction: Floats) -> tuple[list[Any], list[Any] | None]:
+        """What a client reads: predictions, and probabilities or ``None``; both JSON-serialisable.
+
+        A binary task answers with a class (from 0.5 on the positive one) and the positive class's probability, a
+        multiclass one with a class and the probabilities in the order of ``contract.classes``, a regression with values.
+        """
+        classes = self.contract.classes
+        if self.contract.task == "regression":
+            return prediction.tolist(), None
+        if self.contract.task == "binary":
+            values = prediction.tolist()
+            return [classes[1] if value >= 0.5 else classes[0] for value in values], values
+        return [classes[index] for index in prediction.argmax(axis=1).tolist()], prediction.tolist()
+
+
+def measure_latency(predictor: Predictor, row: Mapping[str, Any] | Floats, n: int = 200) -> float:
+    """p99 of answering one row, in milliseconds: the smallest of three blocks of ``n`` calls.
+
+    What else the machine does in a block is not the model's doing, so the least disturbed block counts.
+
+    Parameters
+    ----------
+    row : a request row, which is encoded each time, or an encoded one ``(1, n_features)``, which is not
+    """
+    return min(_p99_ms(predictor, row, n) for _ in range(3))
+
+
+def _p99_ms(predictor: Predictor, row: Mapping[str, Any] | Floats, n: int) -> float:
+    times = []
+    for _ in range(n):
+        began = time.perf_counter()
+        prediction = predictor.predict_rows([row])[1] if isinstance(row, Mapping) else predictor.predict(row)
+        predictor.answer(prediction)
+        times.append(time.perf_counter() - began)
+    return float(np.quantile(times, 0.99)) * 1000.0

@@ -1,0 +1,337 @@
+"""What runs inside Serve replicas: the gateway with its own listener, an isolated version, and the router.
+
+All are plain classes; :mod:`raymlops.serving.ray_serve` makes deployments of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import uvicorn
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from raymlops.errors import ConfigError, NotReady, RaymlopsError, UnknownEndpoint, UnknownVersion
+from raymlops.lake import Lake
+from raymlops.registry.package import download
+from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict, warm
+from raymlops.serving.gateway import Gateway
+from raymlops.serving.http import (
+    ClientGone,
+    Deadline,
+    Receive,
+    Response,
+    Scope,
+    Send,
+    error_response,
+    json_response,
+    read_body,
+    respond,
+)
+from raymlops.serving.predictor import Predictor
+from raymlops.serving.protocol import Row
+from raymlops.serving.recorder import without_rows
+from raymlops.serving.spec import Serving
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.settings import Settings
+from raymlops.store import Store
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "raymlops"
+WAIT_S = 10.0
+RETRY_S = 0.5
+DRAIN_S = 5
+MAX_UNREAD_BATCHES = 8
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+_MODEL_PATH = re.compile(r"/v2/models/([a-z0-9][a-z0-9_-]{0,62})(?:/|$)")
+
+
+def steward_name(endpoint: str) -> str:
+    """The actor that publishes the endpoint's traffic tables, in the namespace :data:`NAMESPACE`."""
+    return f"raymlops-steward-{endpoint}"
+
+
+def version_app(endpoint: str, version: int) -> str:
+    """The Serve app of an isolated version; the dot keeps it apart from every endpoint's name."""
+    return f"{endpoint}.v{version}"
+
+
+def _as_function(application: Application) -> Application:
+    """uvicorn takes a bound method for an application of the old kind; a function says what it is."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await application(scope, receive, send)
+
+    return app
+
+
+class StorePackages:
+    """Loads versions by what the store says of them; packages are kept in the node's cache by digest."""
+
+    def __init__(self, endpoint: str, settings: Settings, store: Store) -> None:
+        self._endpoint, self._store, self._lake = endpoint, store, Lake(settings.lake)
+        self._cache = Path(settings.home) / "cache" / "packages"
+
+    def load(self, version: int) -> Predictor:
+        """Fetch, verify, load.
+
+        Raises
+        ------
+        UnknownVersion : the store does not know it
+        DigestMismatch : the package is not the one that was registered
+        """
+        body = self._store.get("versions", f"{self._endpoint}/{version}")
+        if body is None:
+            raise UnknownVersion(f"The store knows no version {version} of {self._endpoint!r}.")
+        folder = download(self._lake, body["package_key"], self._cache / body["digest"], body["digest"])
+        return Predictor.load(folder, version, body["digest"])
+
+
+class RayChallengers:
+    """Isolated versions, behind Serve handles."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._handles: dict[int, Any] = {}
+
+    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+        """One handle call for the whole batch; errors of the version come back as they were raised."""
+        handle: Any = self._handles.get(version)
+        if handle is None:
+            handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
+            self._handles = {version: handle}
+        try:
+            body = await handle.predict.remote(rows)
+        except Exception:
+            self._handles.pop(version, None)  # a handle may outlive its app; the next call looks it up again
+            raise
+        if isinstance(body, RaymlopsError):
+            raise body
+        return as_answer(body)
+
+
+class StewardSink:
+    """Tells the steward what was served. When the steward lags, rows are left out and figures still go."""
+
+    def __init__(self) -> None:
+        self.steward: Any = None
+        self._unread = 0
+
+    def observe(self, batch: dict[str, Any]) -> None:
+        if self.steward is None:
+            raise NotReady("The steward is not there; figures are kept until it is.")
+        if self._unread >= MAX_UNREAD_BATCHES:
+            batch = without_rows(batch)
+        self._unread += 1
+        self.steward.observe.remote(batch).future().add_done_callback(self._read)
+
+    def _read(self, future: Any) -> None:
+        self._unread -= 1
+        if not future.cancelled() and future.exception() is not None:
+            log.warning("the steward did not take a batch: %s", future.exception())
+
+
+class VersionReplica:
+    """One version by itself: its own process, its own failures."""
+
+    def __init__(self, endpoint: str, version: int, settings: Settings) -> None:
+        store = Store(settings.store)
+        self._model = StorePackages(endpoint, settings, store).load(version)
+        store.close()
+        warm(self._model)
+
+    async def predict(self, rows: list[Row]) -> dict[str, Any] | RaymlopsError:
+        """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
+        try:
+            return as_dict(answer_rows(self._model, rows))
+        except RaymlopsError as error:
+            return error
+
+
+class GatewayReplica:
+    """A gateway on Serve's route and, with a port, on its own listener, which all replicas of a node share.
+
+    It follows the steward by a long poll and keeps its last table when the steward is gone.
+    """
+
+    def __init__(self, endpoint: str, settings: Settings, serving: Serving, port: int | None) -> None:
+        self._endpoint, self._port, self._host = endpoint, port, settings.http_host
+        self._store = Store(settings.store)
+        self._sink = StewardSink()
+        self._gateway = Gateway(
+            endpoint,
+            packages=StorePackages(endpoint, settings, self._store),
+            challengers=RayChallengers(endpoint),
+            store=self._store,
+            files=Lake(settings.lake),
+            sink=self._sink,
+            limits=serving,
+        )
+        self._listener: uvicorn.Server | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve once, on the loop that will serve; requests come when it has returned."""
+        known = await asyncio.to_thread(self._store.get, "routing", self._endpoint)
+        if known is not None:
+            # A replica that cannot load the champion must not replace one that serves it: this raises.
+            await self._gateway.apply(TrafficSplit.from_dict(known))
+        await self._gateway.start()
+        self._following = asyncio.ensure_future(self._follow())
+        if self._port is not None:
+            self._listen(self._port)
+
+        # uvicorn tells ASGI 3 from ASGI 2 by looking at functions only; a bound method passes for the old kind.
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._application(scope, receive, send)
+
+        return application
+
+    async def forward(
+        self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        """A request the router took for this endpoint; the answer as status, body and headers."""
+        response = await self._gateway.handle(method, path, headers, body)
+        return response.status, response.body, response.headers
+
+    def check_health(self) -> None:
+        """Called by Serve; a replica whose listener or long poll has ended is replaced."""
+        for task in (self._following, self._listening):
+            if task is not None and task.done():
+                raise RuntimeError(f"a task of the gateway of {self._endpoint} has ended: {task}")
+
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._gateway(scope, receive, send)
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _close(self) -> None:
+        """Stop accepting, answer what is in flight, close what is idle, write what waits."""
+        if self._following is not None:
+            self._following.cancel()
+        if self._listener is not None and self._listening is not None:
+            self._listener.should_exit = True
+            await asyncio.wait({self._listening}, timeout=DRAIN_S + 1)
+        await self._gateway.close()
+        self._store.close()
+
+    def _listen(self, port: int) -> None:
+        listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            listener.bind((self._host, port))
+        except OSError as error:
+            listener.close()
+            raise ConfigError(
+                f"The gateway of {self._endpoint!r} cannot listen on {self._host}:{port}: {error}. Give port=0."
+            ) from error
+        config = uvicorn.Config(
+            self._gateway,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=DRAIN_S,
+            backlog=2048,
+        )
+        self._listener = uvicorn.Server(config)
+        self._listening = asyncio.ensure_future(self._listener.serve(sockets=[listener]))
+
+    async def _follow(self) -> None:
+        """Take each new traffic table as soon as the steward has it."""
+        complained = False
+        while True:
+            try:
+                if self._sink.steward is None:
+                    self._sink.steward = await asyncio.to_thread(
+                        ray.get_actor, steward_name(self._endpoint), namespace=NAMESPACE
+                    )
+                split = self._gateway.split
+                call = self._sink.steward.wait_routing.remote(0 if split is None else split.number, WAIT_S)
+                body = await asyncio.wait_for(call, WAIT_S * 3)
+                if body is not None:
+                    await self._gateway.apply(TrafficSplit.from_dict(body))
+                complained = False
+            except Exception as error:
+                if not complained:
+                    log.warning("%s keeps its last table: %s: %s", self._endpoint, type(error).__name__, error)
+                complained = True
+                self._sink.steward = None
+                await asyncio.sleep(RETRY_S)
+
+
+class RouterReplica:
+    """Everything on Serve's port that is no endpoint's own route: ``/v2/…``, which it forwards by the model's name, and
+    paths of endpoints that are not there. On the gateways' own listener nothing passes through here."""
+
+    def __init__(self, max_body_bytes: int, deadline_s: float) -> None:
+        self._max_body_bytes, self._deadline_s = max_body_bytes, deadline_s
+        self._handles: dict[str, Any] = {}
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return _as_function(self._application)
+
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for word in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{word}.complete"})
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+        else:
+            try:
+                response = await self._respond(scope, receive)
+            except ClientGone:
+                return
+            except RaymlopsError as error:
+                response = error_response(error)
+            await respond(send, response)
+
+    async def _respond(self, scope: Scope, receive: Receive) -> Response:
+        path = scope["path"]
+        if path in ("/v2", "/v2/health/live", "/v2/health/ready"):
+            return json_response({"name": "raymlops", "version": "2", "extensions": [], "live": True, "ready": True})
+        match = _MODEL_PATH.match(path)
+        if match is None:
+            first = path.strip("/").split("/")[0]
+            raise UnknownEndpoint(f"There is no endpoint {first[:63]!r} here.")
+        async with Deadline(self._deadline_s):
+            headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+            body = await read_body(dict(headers), receive, self._max_body_bytes)
+            return await self._forward(match[1], scope["method"], path, headers, body)
+
+    async def _forward(
+        self, endpoint: str, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> Response:
+        try:
+            if endpoint not in self._handles:
+                self._handles[endpoint] = await asyncio.to_thread(serve.get_app_handle, endpoint)
+            answer = await self._handles[endpoint].forward.remote(method, path, headers, body)
+        except RayServeException as error:
+            self._handles.pop(endpoint, None)
+            raise UnknownEndpoint(f"There is no endpoint {endpoint!r} here.") from error
+        except Exception as error:
+            self._handles.pop(endpoint, None)
+            log.exception("the gateway of %s did not answer", endpoint)
+            raise NotReady(f"The gateway of {endpoint!r} did not answer. Try again in a moment.") from error
+        return Response(*answer)

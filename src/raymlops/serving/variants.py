@@ -1,0 +1,245 @@
+"""The versions behind an endpoint: the champion in this process, a challenger elsewhere, and who answers what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady
+from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
+from raymlops.serving.protocol import PredictRequest, Row
+from raymlops.serving.recorder import Recorder
+from raymlops.serving.traffic import TrafficSplit, draw
+
+log = logging.getLogger(__name__)
+
+INLINE_ROWS = 256  # larger batches are predicted in a thread, so that small ones need not wait for them
+CHALLENGER_TIMEOUT_S = 3.0
+MAX_SHADOWS = 64
+
+
+class PackageSource(Protocol):
+    """Where loaded versions come from. Called from a thread; raises when the version cannot be loaded."""
+
+    def load(self, version: int) -> Model: ...
+
+
+class Challengers(Protocol):
+    """Versions that are served elsewhere."""
+
+    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer: ...
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A version in this process."""
+
+    version: int
+    model: Model
+    batcher: TickBatcher
+
+
+class Variants:
+    """Holds the traffic table and obeys it. Everything runs on one event loop.
+
+    Parameters
+    ----------
+    recorder : where requests are counted for each version
+    challenger_timeout_s : how long a challenger may take before the champion answers in its place
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        packages: PackageSource,
+        challengers: Challengers,
+        recorder: Recorder,
+        challenger_timeout_s: float = CHALLENGER_TIMEOUT_S,
+    ) -> None:
+        self.endpoint = endpoint
+        self._packages, self._challengers, self._recorder = packages, challengers, recorder
+        self._timeout_s = challenger_timeout_s
+        self._split: TrafficSplit | None = None
+        self._champion: Loaded | None = None
+        self._loaded: dict[int, Loaded] = {}
+        self._loading: dict[int, asyncio.Task[Loaded]] = {}
+        self._isolated: dict[int, TickBatcher] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    @property
+    def split(self) -> TrafficSplit | None:
+        """The traffic table in force."""
+        return self._split
+
+    @property
+    def champion(self) -> Loaded | None:
+        """The version that answers, ``None`` before the first table."""
+        return self._champion
+
+    @property
+    def loaded(self) -> list[int]:
+        """Versions in this process: the champion and the one before it."""
+        return sorted(self._loaded)
+
+    def require_champion(self) -> Loaded:
+        """The champion. Raises :class:`NotReady` before the first table."""
+        if self._champion is None:
+            raise NotReady(f"{self.endpoint} has no champion yet. Try again in a moment.")
+        return self._champion
+
+    async def apply(self, split: TrafficSplit) -> bool:
+        """Take a traffic table; ``False`` when it is not newer than the one in force.
+
+        A new champion is loaded beside the old one and warmed before the first request goes to it. The old one stays
+        loaded, so that going back is a pointer swap. Raises what loading raises; the old table then stays in force.
+        """
+        if self._split is not None and split.number <= self._split.number:
+            return False
+        champion = self._loaded.get(split.champion) or await self._load(split.champion)
+        # Nothing may come between this check and the swap: no await below.
+        if self._split is not None and split.number <= self._split.number:
+            return False
+        before = self._champion
+        if before is not None and before.version != champion.version:
+            self._loaded = {before.version: before}
+        self._loaded[champion.version] = champion
+        self._champion, self._split = champion, split
+        kept = self._isolated.get(split.challenger) if split.challenger is not None else None
+        self._isolated = {}
+        if split.challenger is not None:
+            self._isolated[split.challenger] = kept or TickBatcher(self._asker(split.challenger))
+        log.info("%s: table %d, champion %d", self.endpoint, split.number, split.champion)
+        return True
+
+    async def _load(self, version: int) -> Loaded:
+        """One load a version at a time, however many tables ask for it."""
+        task = self._loading.get(version)
+        if task is None:
+            task = self._loading[version] = asyncio.ensure_future(self._load_now(version))
+            task.add_done_callback(lambda _: self._loading.pop(version, None))
+        return await asyncio.shield(task)
+
+    async def _load_now(self, version: int) -> Loaded:
+        def work() -> Model:
+            model = self._packages.load(version)
+            warm(model)
+            return model
+
+        model = await asyncio.get_running_loop().run_in_executor(None, work)
+        return Loaded(version, model, TickBatcher(self._computer(model)))
+
+    def _computer(self, model: Model) -> Callable[[list[Row]], Answer | Awaitable[Answer]]:
+        def compute(rows: list[Row]) -> Answer | Awaitable[Answer]:
+            if len(rows) <= INLINE_ROWS:
+                return answer_rows(model, rows)
+            return asyncio.get_running_loop().run_in_executor(None, answer_rows, model, rows)
+
+        return compute
+
+    def _asker(self, version: int) -> Callable[[list[Row]], Awaitable[Answer]]:
+        def ask(rows: list[Row]) -> Awaitable[Answer]:
+            return asyncio.wait_for(self._challengers.predict(version, rows, self._timeout_s), self._timeout_s)
+
+        return ask
+
+    # --- who answers ---------------------------------------------------------------------------------
+
+    async def answer(self, request: PredictRequest) -> tuple[int, str, Answer]:
+        """Version, variant and answer for a request, by the table in force.
+
+        Raises
+        ------
+        NotReady : no table was given yet
+        ContractViolation : the rows break the contract, or the features function cannot take them
+        ModelFault : the champion failed, or its prediction is not finite
+        """
+        split = self._split
+        if split is None or split.challenger is None or split.weight == 0.0:
+            return await self._ask_champion(request.rows)
+        challenger = split.challenger
+        u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{challenger}")
+        if split.pick(u) != challenger:
+            return await self._ask_champion(request.rows)
+        if split.shadow:
+            self._shadow(challenger, request.rows)
+            return await self._ask_champion(request.rows)
+        return await self._ask_challenger(challenger, request.rows)
+
+    async def _ask_champion(self, rows: list[Row]) -> tuple[int, str, Answer]:
+        """The champion's answer; failures of the model are counted, rows it cannot take are not."""
+        champion = self.require_champion()
+        started = time.perf_counter()
+        try:
+            answer = await champion.batcher.submit(rows)
+        except ContractViolation:
+            raise
+        except DataError as error:
+            raise ContractViolation(error.message, error.details) from error
+        except Exception as error:
+            self._count(champion.version, started, error=True)
+            log.exception("%s: version %d failed", self.endpoint, champion.version)
+            raise ModelFault(
+                f"Version {champion.version} failed on this request; the gateway's log says why."
+            ) from error
+        if not answer.finite.all():
+            self._count(champion.version, started, error=True, nonfinite=True)
+            raise ModelFault(f"Version {champion.version} gave a prediction that is not a finite number.")
+        self._count(champion.version, started)
+        return champion.version, "champion", answer
+
+    async def _ask_challenger(self, version: int, rows: list[Row]) -> tuple[int, str, Answer]:
+        """The challenger's answer, or the champion's when that one is no good."""
+        if version not in self._isolated:  # the table changed while this request was on its way
+            return await self._ask_champion(rows)
+        started = time.perf_counter()
+        answer, nonfinite, refused = await self._try_challenger(version, rows)
+        took_ms = (time.perf_counter() - started) * 1000.0
+        if answer is not None:
+            self._recorder.request(version, took_ms)
+            return version, "challenger", answer
+        try:
+            result = await self._ask_champion(rows)
+        except ContractViolation:
+            # Both refuse: the rows are bad, not the challenger.
+            if not refused:
+                self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
+            raise
+        self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
+        return result
+
+    async def _try_challenger(self, version: int, rows: list[Row]) -> tuple[Answer | None, bool, bool]:
+        """The answer if it can be used; whether it was not finite; whether the rows were refused."""
+        try:
+            answer = await self._isolated[version].submit(rows)
+        except DataError:
+            return None, False, True
+        except Exception as error:
+            log.warning("%s: challenger %d failed: %s: %s", self.endpoint, version, type(error).__name__, error)
+            return None, False, False
+        if len(answer.predictions) != len(rows):
+            return None, False, False
+        return (answer, False, False) if answer.finite.all() else (None, True, False)
+
+    def _shadow(self, version: int, rows: list[Row]) -> None:
+        """Let the challenger see a copy; what it says only counts."""
+        if len(self._shadows) >= MAX_SHADOWS:
+            return
+        task = asyncio.ensure_future(self._shadow_now(version, rows))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _shadow_now(self, version: int, rows: list[Row]) -> None:
+        if version not in self._isolated:
+            return
+        started = time.perf_counter()
+        answer, nonfinite, refused = await self._try_challenger(version, rows)
+        if answer is not None or not refused:
+            self._count(version, started, error=answer is None, nonfinite=nonfinite)
+
+    def _count(self, version: int, started: float, *, error: bool = False, nonfinite: bool = False) -> None:
+        self._recorder.request(version, (time.perf_counter() - started) * 1000.0, error=error, nonfinite=nonfinite)
