@@ -1,0 +1,248 @@
+"""Which columns moved: one-shot tests of a window against the frozen reference, honest about autocorrelation.
+
+Numeric columns: two-sample Kolmogorov-Smirnov, exact statistic from the reference sorted once (Stephens' correction,
+JRSS-B 1970, for the p-value). Category columns: chi-square with rare and unseen codes pooled. Every column: the rate of
+missing values. Sample sizes are divided by each column's autocorrelation time in the reference, without which such
+tests flag every window of an ordered stream. One budget a window, Bonferroni over all tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.errors import DataError
+from raymlops.monitor.quality import autocorrelation_time
+from raymlops.monitor.sketch import Bins, Sketch
+
+MIN_EFFECTIVE = 50.0
+"""Independent rows a test needs; with fewer, earlier windows are merged in, and then there is no verdict."""
+_POOL_BELOW = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One test on one column.
+
+    Attributes
+    ----------
+    name : ``ks``, ``chi2``, ``missing`` or, with too few independent rows to say anything, ``insufficient``
+    statistic : KS distance, chi-square, or difference of missing rates
+    p_value, limit : ``drifted`` is ``p_value <= limit``; an insufficient test has p 1 and never drifts
+    distance : size of the change, 0 to 1, less what chance gives: Jensen-Shannon distance (base 2) over the reference's
+        quantile cells or categories (a shift of 0.25 standard deviations is about 0.1), or difference of missing rates
+    effective_rows : independent rows the window counted for
+    """
+
+    name: str
+    column: str
+    statistic: float
+    p_value: float
+    limit: float
+    drifted: bool
+    distance: float
+    effective_rows: float = float("nan")
+
+
+class Detector(Protocol):
+    """Rows of one window in, evidence out. The same rows in another order give the same evidence."""
+
+    def detect(self, x: NDArray[np.floating[Any]], alpha: float) -> tuple[Evidence, ...]: ...
+
+
+class ColumnTests:
+    """The library's own detector.
+
+    Parameters
+    ----------
+    x : reference rows ``(n_rows, n_columns)``, NaN = missing, in time order when ``ordered``
+    columns : their names
+    categories : column index -> number of category codes
+    ordered : whether row order is time order; if not, rows are assumed independent
+
+    Raises
+    ------
+    DataError : fewer than 100 reference rows, or a shape that does not fit the names
+    """
+
+    def __init__(
+        self,
+        x: NDArray[np.floating[Any]],
+        columns: Sequence[str],
+        *,
+        categories: Mapping[int, int] | None = None,
+        ordered: bool = True,
+    ) -> None:
+        self.categories = dict(categories or {})
+        x = np.asarray(x, dtype=np.float32)  # one precision on both sides, or equal values would not tie
+        self.bins = Bins.learn(x, columns, self.categories)
+        if len(x) < 100:
+            raise DataError(f"The reference holds {len(x)} rows; watching for drift needs at least 100.")
+        self.reference = Sketch.of(self.bins, x)
+        self._sorted = [np.sort(column[np.isfinite(column)]) for column in x.T]
+        self.times = np.array(
+            [_column_time(column, i in self.categories) if ordered else 1.0 for i, column in enumerate(x.T)]
+        )
+        self.missing_times = np.array([autocorrelation_time(~np.isfinite(c) * 1.0) if ordered else 1.0 for c in x.T])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.bins.columns
+
+    def detect(
+        self, x: NDArray[np.floating[Any]], alpha: float, earlier: Sequence[Sketch] = ()
+    ) -> tuple[Evidence, ...]:
+        """Two pieces of evidence a column, its values and its missing rate.
+
+        Parameters
+        ----------
+        x : the window's rows ``(n_rows, n_columns)``
+        alpha : probability that a window without change is flagged, shared by all its tests
+        earlier : sketches of the windows before, latest last; merged in where this one holds too few independent rows
+        """
+        x = np.asarray(x, dtype=np.float32)
+        window = Sketch.of(self.bins, x)
+        limit = alpha / (2 * max(len(self.columns), 1))
+        found = []
+        for i in range(len(self.columns)):
+            found += [self._values(i, x[:, i], window, earlier, limit), self._missing(i, window, limit)]
+        return tuple(found)
+
+    def _values(
+        self, i: int, column: NDArray[np.floating[Any]], window: Sketch, earlier: Sequence[Sketch], limit: float
+    ) -> Evidence:
+        own, used = window.counts[i].sum(), window
+        for before in reversed(earlier):
+            if own / self.times[i] >= MIN_EFFECTIVE:
+                break
+            used = used + before
+            own = used.counts[i].sum()
+        n, m = float(own) / self.times[i], float(len(self._sorted[i])) / self.times[i]
+        blind = window.rows > 0 and window.counts[i].sum() == 0 and m > 0
+        if not blind and (n < MIN_EFFECTIVE or m == 0):
+            # Nothing was finite in the reference either, or too little came: the missing rate still speaks.
+            return self._evidence("insufficient", i, 0.0, 1.0, limit, 0.0, n)
+        counts, reference = used.counts[i].astype(float), self.reference.counts[i].astype(float)
+        if blind:  # every value is missing: the strongest change there is, not an absence of evidence
+            return self._evidence("chi2" if i in self.categories else "ks", i, 1.0, 0.0, limit, 1.0, 0.0)
+        distance = _distance(counts, reference, n, m, join=i not in self.categories)
+        if i in self.categories:
+            statistic, p = _chi2(counts, reference, self.times[i])
+            return self._evidence("chi2", i, statistic, p, limit, distance, n)
+        statistic = (
+            _ks_exact(self._sorted[i], column[np.isfinite(column)]) if used is window else _ks_binned(counts, reference)
+        )
+        return self._evidence("ks", i, statistic, _ks_p(statistic, n, m), limit, distance, n)
+
+    def _missing(self, i: int, window: Sketch, limit: float) -> Evidence:
+        now = int(window.missing[i] + window.infinite[i])
+        then = int(self.reference.missing[i] + self.reference.infinite[i])
+        n, m, time = window.rows, self.reference.rows, self.missing_times[i]
+        if n == 0:
+            return self._evidence("insufficient", i, 0.0, 1.0, limit, 0.0, 0.0)
+        difference = now / n - then / m
+        p = _rate_p(now / time, n / time, then / time, m / time)
+        pooled = (now + then) / (n + m)
+        chance = float(np.sqrt(pooled * (1 - pooled) * time * (1 / n + 1 / m)))
+        distance = max(abs(difference) - chance, 0.0)
+        return self._evidence("missing", i, difference, p, limit, distance, n / time)
+
+    def _evidence(
+        self, name: str, i: int, statistic: float, p: float, limit: float, distance: float, effective: float
+    ) -> Evidence:
+        return Evidence(
+            name=name,
+            column=self.columns[i],
+            statistic=float(statistic),
+            p_value=float(p),
+            limit=limit,
+            drifted=bool(p <= limit),
+            distance=float(distance),
+            effective_rows=float(effective),
+        )
+
+
+def _column_time(column: NDArray[np.floating[Any]], categorical: bool) -> float:
+    """Autocorrelation time of a column: of its ranks, or the largest over its eight most frequent categories."""
+    finite = column[np.isfinite(column)]
+    if categorical:
+        codes, counts = np.unique(finite, return_counts=True)
+        frequent = codes[np.argsort(-counts, kind="stable")[:8]]
+        return max((autocorrelation_time((finite == code) * 1.0) for code in frequent), default=1.0)
+    return autocorrelation_time(np.searchsorted(np.sort(finite), finite).astype(np.float64))
+
+
+def _ks_exact(reference: NDArray[Any], values: NDArray[Any]) -> float:
+    """sup |F - G|, reached at a jump of either sample; equals scipy's statistic, ties included."""
+    current = np.sort(values)
+    n, m = len(current), len(reference)
+    # Between two window values G is constant and F monotone, so its extremes are just before and at each of them.
+    jumps = np.flatnonzero(np.concatenate((current[1:] != current[:-1], [True])))
+    above = (jumps + 1) / n
+    below = np.concatenate(([0.0], above[:-1]))
+    at = np.searchsorted(reference, current[jumps], side="right") / m
+    before = np.searchsorted(reference, current[jumps], side="left") / m
+    return float(max(np.abs(above - at).max(), np.abs(below - before).max()))
+
+
+def _ks_binned(counts: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    return float(np.abs(np.cumsum(counts) / counts.sum() - np.cumsum(reference) / reference.sum()).max())
+
+
+def _ks_p(statistic: float, n: float, m: float) -> float:
+    from scipy.special import kolmogorov
+
+    root = np.sqrt(n * m / (n + m))
+    return float(kolmogorov((root + 0.12 + 0.11 / root) * statistic))
+
+
+def _chi2(counts: NDArray[np.float64], reference: NDArray[np.float64], time: float) -> tuple[float, float]:
+    """Homogeneity chi-square on counts divided by ``time``; cells that expect fewer than 5 rows are pooled into one."""
+    from scipy.special import chdtrc
+
+    table = np.vstack((counts, reference)) / time
+    expected = table.sum(axis=0) * table[0].sum() / table.sum()
+    rare = expected < _POOL_BELOW
+    table = np.column_stack((table[:, ~rare], table[:, rare].sum(axis=1)))
+    table = table[:, table.sum(axis=0) > 0]
+    if table.shape[1] < 2:
+        return 0.0, 1.0
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    return statistic, float(chdtrc(table.shape[1] - 1, statistic))
+
+
+def _rate_p(now: float, n: float, then: float, m: float) -> float:
+    """Two-sided conditional test that two rates are equal: given the total, the window's share is binomial."""
+    from scipy.special import betainc
+
+    total, share = now + then, n / (n + m)
+    if total <= 0:
+        return 1.0
+    at_least = float(betainc(now, total - now + 1, share)) if now > 0 else 1.0
+    at_most = float(betainc(total - now, now + 1, 1 - share)) if then > 0 else 1.0
+    return min(1.0, 2 * min(at_least, at_most))
+
+
+def _distance(counts: NDArray[np.float64], reference: NDArray[np.float64], n: float, m: float, *, join: bool) -> float:
+    """Jensen-Shannon distance, base 2, with the divergence that chance alone gives taken off first.
+
+    With ``join``, neighbouring cells are joined until each expects five independent rows. Chance:
+    ``(cells - 1) / 8 * (1/n + 1/m)`` nats, from the chi-square limit of the divergence.
+    """
+    both = np.vstack((counts / counts.sum(), reference / reference.sum()))
+    if join:
+        groups = int(np.clip(n / 5.0, 4, both.shape[1]))
+        cumulative = np.cumsum(both[1]) - both[1] / 2
+        group = np.minimum((cumulative * groups).astype(int), groups - 1)
+        both = np.vstack([np.bincount(group, weights=row, minlength=groups) for row in both])
+    p, q = both
+    middle = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.nansum(p * np.log(p / middle)) + np.nansum(q * np.log(q / middle))
+    chance = (np.count_nonzero(middle) - 1) / 8 * (1 / n + 1 / m)
+    return float(np.sqrt(max(terms / 2 - chance, 0.0) / np.log(2)))

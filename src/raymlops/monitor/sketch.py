@@ -1,0 +1,163 @@
+"""Mergeable histograms over the reference's own quantiles: windows, replicas and hours are sums."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.errors import DataError
+
+CELLS = 64
+"""Quantile cells of a numeric column, not counting the one below and the one above the reference's range."""
+
+
+def pack_array(array: NDArray[Any]) -> dict[str, Any]:
+    """An array as JSON, bit for bit (little-endian, zlib, base64)."""
+    plain = np.ascontiguousarray(array)
+    data = base64.b64encode(zlib.compress(plain.tobytes(), 1)).decode("ascii")
+    return {"dtype": plain.dtype.str, "shape": list(plain.shape), "data": data}
+
+
+def unpack_array(body: Mapping[str, Any]) -> NDArray[Any]:
+    """The array that :func:`pack_array` was given."""
+    raw = zlib.decompress(base64.b64decode(body["data"]))
+    array: NDArray[Any] = np.frombuffer(raw, dtype=np.dtype(body["dtype"]))
+    return array.reshape(body["shape"]).copy()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bins:
+    """Where each column's cells begin; frozen with the model version, never learned from live traffic.
+
+    Attributes
+    ----------
+    columns : names, one a column of the matrix
+    edges : per column the increasing cell borders; a value's cell is how many borders are <= it. The first cell is
+        below the reference's range and the last above it (categories: codes the reference's contract does not have)
+    digest : what two sketches must share to be added
+    """
+
+    columns: tuple[str, ...]
+    edges: tuple[NDArray[np.float64], ...]
+    digest: str
+
+    @classmethod
+    def learn(
+        cls, x: NDArray[np.floating[Any]], columns: Sequence[str], categories: Mapping[int, int] | None = None
+    ) -> Bins:
+        """Bins from reference rows ``x`` of shape ``(n_rows, n_columns)``; not-finite values are left out.
+
+        ``categories`` gives, for each column of category codes, how many codes there are. A column with no finite
+        value in the reference has one cell, ``[0, inf)`` above and the rest below.
+
+        Raises
+        ------
+        DataError : ``x`` is not two-dimensional with one column a name
+        """
+        if x.ndim != 2 or x.shape[1] != len(columns):
+            raise DataError(f"The reference has shape {x.shape}, but {len(columns)} columns are named.")
+        kinds = categories or {}
+        edges = tuple(
+            np.arange(kinds[i] + 1, dtype=np.float64) - 0.5 if i in kinds else _quantile_edges(x[:, i])
+            for i in range(len(columns))
+        )
+        content = hashlib.sha256(repr(tuple(columns)).encode())
+        for edge in edges:
+            content.update(len(edge).to_bytes(4, "little") + edge.tobytes())
+        return cls(tuple(columns), edges, content.hexdigest())
+
+    @property
+    def width(self) -> int:
+        """Cells of the widest column."""
+        return max((len(edge) + 1 for edge in self.edges), default=1)
+
+
+def _quantile_edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    values = np.sort(column[np.isfinite(column)].astype(np.float64))
+    if values.size == 0:
+        return np.array([0.0])
+    inner = values[(np.arange(1, CELLS) * values.size) // CELLS]
+    # The last border lies just above the maximum, so that a constant column still sees a rise.
+    edges: NDArray[np.float64] = np.unique(np.concatenate(([values[0]], inner, [np.nextafter(values[-1], np.inf)])))
+    return edges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sketch:
+    """Counts of some rows: addition is associative and commutative, so the order of merging does not matter.
+
+    Attributes
+    ----------
+    bins : digest of the :class:`Bins` that made it
+    rows : rows counted
+    counts : int64 ``(n_columns, width)``, finite values per cell
+    missing : int64 ``(n_columns,)``, NaN; infinite : int64 ``(n_columns,)``
+    """
+
+    bins: str
+    rows: int
+    counts: NDArray[np.int64]
+    missing: NDArray[np.int64]
+    infinite: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, bins: Bins) -> Sketch:
+        """A sketch of no rows: the neutral element of addition."""
+        size = len(bins.columns)
+        zeros = np.zeros(size, dtype=np.int64)
+        return cls(bins.digest, 0, np.zeros((size, bins.width), dtype=np.int64), zeros, zeros.copy())
+
+    @classmethod
+    def of(cls, bins: Bins, x: NDArray[np.floating[Any]]) -> Sketch:
+        """Count rows ``x`` of shape ``(n_rows, n_columns)``.
+
+        Raises
+        ------
+        DataError : another number of columns than the bins have; columns are never cut off in silence
+        """
+        if x.ndim != 2 or x.shape[1] != len(bins.columns):
+            raise DataError(f"Rows of shape {x.shape} do not fit bins of {len(bins.columns)} columns.")
+        sketch = cls.empty(bins)
+        for i, edges in enumerate(bins.edges):
+            column = x[:, i]
+            finite = column[np.isfinite(column)].astype(np.float64)
+            cells = np.searchsorted(edges, finite, side="right")
+            sketch.counts[i, : len(edges) + 1] = np.bincount(cells, minlength=len(edges) + 1)
+            sketch.missing[i] = np.count_nonzero(np.isnan(column))
+            sketch.infinite[i] = len(column) - finite.size - sketch.missing[i]
+        return cls(sketch.bins, len(x), sketch.counts, sketch.missing, sketch.infinite)
+
+    def __add__(self, other: Sketch) -> Sketch:
+        if self.bins != other.bins:
+            raise DataError(
+                "Two sketches over different bins cannot be added: they come from different model versions."
+            )
+        return Sketch(
+            self.bins,
+            self.rows + other.rows,
+            self.counts + other.counts,
+            self.missing + other.missing,
+            self.infinite + other.infinite,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sketch) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.bins, self.rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        arrays = {name: pack_array(getattr(self, name)) for name in ("counts", "missing", "infinite")}
+        return {"bins": self.bins, "rows": self.rows, **arrays}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Sketch:
+        arrays = [unpack_array(body[name]) for name in ("counts", "missing", "infinite")]
+        return cls(body["bins"], body["rows"], *arrays)
