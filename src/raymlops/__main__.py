@@ -1,0 +1,5 @@
+"""`python -m raymlops`."""
+
+from raymlops.cli import main
+
+main()

@@ -1,0 +1,368 @@
+"""The steward: one detached actor an endpoint. It watches, asks the controller, and does what the controller says.
+
+Nothing is decided here. What must not be lost is in the store before it is acted on; after a crash the actor reads it
+back and makes the world agree with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import ray
+
+from raymlops.clock import Clock, SystemClock
+from raymlops.errors import ConfigError, RaymlopsError, RolloutError
+from raymlops.events import EventLog
+from raymlops.lake import Lake, sha256_of
+from raymlops.loop import controller
+from raymlops.loop.controller import Action, Observation
+from raymlops.loop.ports import Aliases, Jobs, JobStatus, Serve
+from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
+from raymlops.loop.watch import Watch
+from raymlops.monitor import alibi
+from raymlops.pipeline import Pipeline, loads
+from raymlops.serving.ray_replica import NAMESPACE, steward_name
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.settings import Settings
+from raymlops.store import Store, mask
+
+TICK_S = 0.25
+JOB_POLL_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+def load_pipeline(store: Store, lake: Lake, endpoint: str) -> Pipeline:
+    """The pipeline an endpoint was last run with."""
+    body = store.get("pipelines", endpoint)
+    if body is None:
+        raise RolloutError(f"No pipeline is stored for {endpoint!r}: run it once with `raymlops run FILE:pipeline`.")
+    return loads(lake.read(body["key"]), body["sha256"])
+
+
+def save_pipeline(store: Store, lake: Lake, pipeline: Pipeline) -> None:
+    """Store the pipeline by value under its SHA-256."""
+    content = pipeline.dumps()
+    digest = sha256_of(content)
+    key = f"pipelines/{pipeline.name}/{digest}.pkl"
+    if not lake.exists(key):
+        lake.write(key, content)
+    store.put("pipelines", pipeline.name, {"key": key, "sha256": digest})
+
+
+class Steward:
+    """A plain class; :func:`launch` makes it an actor. Methods are called from many threads, one lock orders them."""
+
+    def __init__(
+        self, endpoint: str, settings: Settings, serve: Serve, jobs: Jobs, aliases: Aliases, clock: Clock | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self._clock = clock or SystemClock()
+        self._store, self._lake = Store(settings.store), Lake(settings.lake)
+        self._events = EventLog(self._store)
+        self._serve, self._jobs, self._aliases = serve, jobs, aliases
+        self._lock = threading.RLock()
+        self._routed = threading.Condition()
+        self._problems: deque[str] = deque(maxlen=20)
+        self._job_polled = 0.0
+        self._pipeline = load_pipeline(self._store, self._lake, endpoint)
+        body = self._store.get("loop", endpoint)
+        self._state = (
+            EndpointState.from_dict(body)
+            if body
+            else EndpointState(name=endpoint, phase=Preparing(since=self._clock.now()))
+        )
+        self._watch = Watch(endpoint, self._pipeline.monitor, self._store, self._lake, settings.home)
+        self._watch.follow(self._state.champion)
+        self._attempt(controller.restore(self._state))
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"steward-{endpoint}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch. Calling it again does nothing."""
+        with self._lock:
+            if not self._thread.is_alive():
+                self._thread.start()
+
+    # --- called by gateways -------------------------------------------------------------------------
+
+    def wait_routing(self, known_number: int, timeout_s: float = 10.0) -> dict[str, Any] | None:
+        """The traffic table as soon as its number exceeds ``known_number``; ``None`` when the time is up first."""
+        deadline = time.monotonic() + min(timeout_s, 30.0)
+        with self._routed:
+            while True:
+                split = self._state.split
+                if split is not None and split.number > known_number:
+                    return split.to_dict()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                self._routed.wait(left)
+
+    def observe(self, batch: dict[str, Any]) -> None:
+        """Take what one gateway saw since its last call."""
+        with self._lock:
+            self._watch.observe(batch)
+
+    # --- called by runs and retrainings -------------------------------------------------------------
+
+    def candidate(self, version: int, event_id: str) -> None:
+        """A version passed the gate: serve it, at once when it is the first, else by the pipeline's rollout."""
+        with self._lock:
+            self._obey(
+                controller.begin_rollout(self._state, self._pipeline.rollout, version, event_id, self._clock.now())
+            )
+
+    def refused(self, event_id: str, reason: str) -> None:
+        """A retraining's candidate did not pass."""
+        with self._lock:
+            self._obey(controller.refused(self._state, event_id, reason, self._clock.now()))
+
+    def stage(self, event_id: str, stage: Stage) -> None:
+        """A retraining tells how far it is."""
+        with self._lock:
+            self._obey((controller.at_stage(self._state, event_id, stage), ()))
+
+    def store_url(self) -> str:
+        """Which store this endpoint's life is kept in."""
+        return self._store.url
+
+    def reload(self) -> None:
+        """The pipeline was stored anew: use its specs from now on."""
+        with self._lock:
+            self._pipeline = load_pipeline(self._store, self._lake, self.endpoint)
+
+    # --- called by people ---------------------------------------------------------------------------
+
+    def command(self, verb: str, reason: str) -> dict[str, Any]:
+        """Do what a person asks: ``promote``, ``abort``, ``rollback``, ``pause``, ``resume`` or ``retrain``."""
+        verbs = {
+            "promote": lambda now: controller.promote(self._state, reason, now),
+            "abort": lambda now: controller.abort(self._state, reason, now),
+            "rollback": lambda now: controller.rollback(self._state, reason, now),
+            "pause": lambda now: controller.pause(self._state, True),
+            "resume": lambda now: controller.pause(self._state, False),
+            "retrain": lambda now: controller.start_retraining(self._state, reason, {"asked": "by hand"}, now),
+        }
+        with self._lock:
+            self._obey(verbs[verb](self._clock.now()))
+            return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """The state and the last reports, JSON-able."""
+        with self._lock:
+            return {**self._state.to_dict(), "monitor": self._watch.summary(), "problems": list(self._problems)}
+
+    # --- the turn -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            try:
+                self.tick()
+            except Exception as error:
+                # A turn that fails must not end the watch; people see it in the status and the actor's log.
+                log.exception("%s: a turn of the steward failed", self.endpoint)
+                self._problems.append(f"{type(error).__name__}: {error}")
+
+    def tick(self) -> None:
+        """One turn: observe, decide, obey."""
+        job, job_log = self._poll_job()
+        with self._lock:
+            now = self._clock.now()
+            report = self._watch.step(now)
+            if report is not None and report.severity >= 2:
+                self._events.append(self.endpoint, "drift", self._watch.describe(report))
+            rollout = self._state.phase.rollout if isinstance(self._state.phase, RollingOut) else None
+            seen = Observation(
+                now=now,
+                comparison=self._watch.comparison(rollout) if rollout else None,
+                report=self._watch.standing,
+                labelled=self._watch.labelled,
+                job=job,
+                job_log=job_log,
+            )
+            self._obey(controller.step(self._state, self._pipeline.rollout, self._pipeline.retrain, seen))
+
+    def _poll_job(self) -> tuple[JobStatus | None, str]:
+        """Outside the lock: the job's status is a call over HTTP."""
+        job, now = self._state.retraining, self._clock.monotonic()
+        if job is None or now - self._job_polled < JOB_POLL_S or isinstance(self._state.phase, RollingOut):
+            return None, ""
+        self._job_polled = now
+        status = self._jobs.status(job.event_id)
+        return status, self._jobs.logs(job.event_id) if status == "failed" else ""
+
+    def _obey(self, result: tuple[EndpointState, tuple[Action, ...]]) -> None:
+        state, actions = result
+        before, self._state = self._state, state
+        if state != before:
+            for action in actions:
+                if isinstance(action, controller.Record):
+                    self._events.append(self.endpoint, action.kind, action.body)
+            self._store.put("loop", self.endpoint, state.to_dict())
+        if state.champion != before.champion:
+            self._watch.follow(state.champion)
+        self._attempt(actions)
+
+    def _attempt(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, controller.SubmitRetraining):
+                self._watch.answered()
+            try:
+                self._act(action)
+            except Exception as error:
+                log.exception("%s: %s failed", self.endpoint, action)
+                self._problems.append(f"{type(action).__name__}: {error}")
+                if isinstance(action, controller.DeployChallenger) and isinstance(self._state.phase, RollingOut):
+                    # The challenger cannot even start: that is a verdict.
+                    self._obey(
+                        controller.abort(
+                            self._state, f"version {action.version} does not start: {error}", self._clock.now()
+                        )
+                    )
+                    return
+                if isinstance(action, controller.SubmitRetraining) and self._state.retraining is not None:
+                    self._obey(
+                        controller.refused(
+                            self._state, action.event_id, f"no job could be started: {error}", self._clock.now()
+                        )
+                    )
+                    return
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case controller.Publish(split=split):
+                self._publish(split)
+            case controller.DeployChallenger(version=version):
+                self._serve.deploy_version(self.endpoint, version)
+            case controller.DropChallenger(version=version):
+                self._serve.delete_version(self.endpoint, version)
+            case controller.SetAlias(alias=alias, version=None):
+                self._aliases.delete_alias(self.endpoint, alias)
+            case controller.SetAlias(alias=alias, version=int(version)):
+                self._aliases.set_alias(self.endpoint, alias, version)
+            case controller.SubmitRetraining(event_id=event_id):
+                self._jobs.submit(self.endpoint, event_id)
+            case controller.Record():
+                return
+
+    def _publish(self, split: TrafficSplit) -> None:
+        self._store.put("routing", self.endpoint, split.to_dict())
+        with self._routed:
+            self._routed.notify_all()
+
+
+class RayJobs:
+    """Retrainings as Ray jobs: each with its own driver, logs and dashboard entry."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def submit(self, endpoint: str, event_id: str) -> None:
+        import sys
+
+        environ = {**self._settings.environ(), "RAYMLOPS_RAY_ADDRESS": _cluster()}
+        client = self._client()
+        if any(job.submission_id == event_id for job in client.list_jobs()):
+            return
+        client.submit_job(
+            entrypoint=f"{sys.executable} -m raymlops retrain {endpoint} --event {event_id}",
+            submission_id=event_id,
+            runtime_env={"env_vars": environ},
+            metadata={"raymlops": endpoint},
+        )
+
+    def status(self, event_id: str) -> JobStatus:
+        from ray.job_submission import JobStatus as Status
+
+        try:
+            status = self._client().get_job_status(event_id)
+        except RuntimeError as error:
+            log.warning("job %s: %s", event_id, error)
+            return "unknown" if "does not exist" not in str(error) else "failed"
+        if status == Status.SUCCEEDED:
+            return "succeeded"
+        return "failed" if status in (Status.FAILED, Status.STOPPED) else "running"
+
+    def logs(self, event_id: str) -> str:
+        return str(self._client().get_job_logs(event_id))
+
+    def _client(self) -> Any:
+        from ray.dashboard.utils import ray_address_to_api_server_url
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(ray_address_to_api_server_url(_cluster()))
+
+
+def _cluster() -> str:
+    """The address of this process's own cluster; ``auto`` could name another one on the same machine."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+class _StewardActor(Steward):
+    """The steward with its real engines; they are made here because none of them crosses a process."""
+
+    def __init__(self, endpoint: str, settings: Settings) -> None:
+        from raymlops.registry.mlflow import MlflowRegistry
+        from raymlops.serving.ray_serve import ServeEngine
+
+        super().__init__(endpoint, settings, ServeEngine(settings), RayJobs(settings), MlflowRegistry(settings.mlflow))
+        self.start()
+        if self._pipeline.monitor.second_opinion == "auto" and alibi.available():
+            # Its import takes seconds; the first report must not wait for it.
+            threading.Thread(target=alibi.preload, daemon=True).start()
+
+
+def launch(endpoint: str, settings: Settings) -> Any:
+    """The endpoint's steward: the running one, told to reload its pipeline, or a new one."""
+    actor: Any = ray.remote(_StewardActor)
+    handle = actor.options(
+        name=steward_name(endpoint),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=3,
+        max_concurrency=64,
+        runtime_env={"env_vars": {**settings.environ(), "OMP_NUM_THREADS": "1"}},
+    ).remote(endpoint, settings)
+    serves = ray.get(handle.store_url.remote())
+    if serves != settings.store:
+        raise ConfigError(
+            f"This cluster already serves an endpoint {endpoint!r} from another store ({mask(serves)}): set RAYMLOPS_HOME or "
+            "RAYMLOPS_STORE to that one, or give the pipeline another name."
+        )
+    ray.get(handle.reload.remote())
+    return handle
+
+
+def find(endpoint: str) -> Any:
+    """The running steward of an endpoint.
+
+    Raises
+    ------
+    RolloutError : there is none on this cluster
+    """
+    try:
+        return ray.get_actor(steward_name(endpoint), namespace=NAMESPACE)
+    except ValueError as error:
+        raise RolloutError(
+            f"No steward of {endpoint!r} runs on this Ray cluster: run its pipeline, or join the right cluster with "
+            "RAYMLOPS_RAY_ADDRESS."
+        ) from error
+
+
+def call(handle: Any, method: str, *arguments: Any, timeout_s: float = 120.0) -> Any:
+    """Call the steward and unwrap its error, so that the caller sees a :class:`RaymlopsError` and no actor trace."""
+    try:
+        return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        if isinstance(error.cause, RaymlopsError):
+            raise error.cause from None
+        raise cause from None

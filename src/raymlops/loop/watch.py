@@ -1,0 +1,169 @@
+"""What the steward has seen of an endpoint: the monitor of its champion, and both variants of a rollout.
+
+Features and counters come from the gateways, bounded and lossy; outcomes come from the store, where labels are durable,
+by a cursor. So a crash loses at most a window's rows, and no label.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.data.schema import DataContract
+from raymlops.lake import Lake
+from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
+from raymlops.monitor.quality import row_losses
+from raymlops.registry.package import download
+from raymlops.serving.analysis import Comparison, VariantStats
+from raymlops.serving.predictor import Predictor
+from raymlops.serving.rollout import Rollout
+from raymlops.store import Outcome, Store
+
+_KEPT_REPORTS = 50
+
+
+class Watch:
+    """A plain class; the steward's lock protects it.
+
+    Attributes
+    ----------
+    labelled : labelled rows, over all versions, since this champion's first or since the last retraining began
+    standing : the newest report of this champion that no retraining has answered yet
+    """
+
+    def __init__(self, endpoint: str, spec: Monitor, store: Store, lake: Lake, home: str) -> None:
+        self._endpoint, self._spec, self._store, self._lake, self._home = endpoint, spec, store, lake, home
+        self._watcher: Watcher | None = None
+        self._contract: DataContract | None = None
+        self._version: int | None = None
+        self._reports: deque[dict[str, Any]] = deque(maxlen=_KEPT_REPORTS)
+        self._rollout: str | None = None
+        self._stats: dict[int, VariantStats] = {}
+        self._pending: deque[DriftReport] = deque()
+        self._dirty = False
+        self._loss_scale = 1.0
+        saved = store.get("watch", endpoint) or {}
+        self._cursor: int = saved.get("cursor", 0)
+        self._rows: int = saved.get("rows", 0)
+        self.standing: DriftReport | None = None
+        self.labelled: int = saved.get("labelled", 0)
+        self._saved_watcher: dict[str, Any] | None = saved.get("watcher")
+        self._saved_version: int | None = saved.get("version")
+
+    def follow(self, version: int | None) -> None:
+        """Watch another champion, against its own reference; what was saved of it is taken up again."""
+        if version is None or version == self._version:
+            return
+        predictor = self._load(version)
+        self._contract = predictor.contract
+        # A rollout's analysis takes losses in [0, 1]; an absolute error is measured against the largest one promised.
+        largest = float(np.nanmax(predictor.reference.losses, initial=0.0))
+        self._loss_scale = largest or 1.0 if predictor.contract.task == "regression" else 1.0
+        self.standing = None
+        self._pending.clear()
+        self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version)
+        if self._saved_watcher is not None and self._saved_version == version:
+            self._watcher.load_state(self._saved_watcher)
+        else:
+            self.labelled = 0
+        self._saved_watcher, self._version, self._dirty = None, version, True
+        self._save()
+
+    def observe(self, batch: dict[str, Any]) -> None:
+        """One batch from one gateway: rows served, and what each version did."""
+        for version, stats in batch.get("stats", {}).items():
+            known = self._stats.get(int(version), VariantStats())
+            self._stats[int(version)] = known + VariantStats.from_dict(stats)
+        versions = np.asarray(batch.get("versions", ()), dtype=int)
+        self._rows += len(versions)
+        mine = versions == self._version
+        if self._watcher is not None and mine.any():
+            x, scores, at = (np.asarray(batch[name])[mine] for name in ("x", "scores", "served_at"))
+            self._watcher.observe(x, scores, at)
+        self._dirty = True
+
+    def step(self, now: float) -> DriftReport | None:
+        """Take in labels that came, and give the next window's report when there is one."""
+        self._take_outcomes()
+        if self._watcher is not None:
+            self._pending.extend(self._watcher.step(now))
+        report = self._pending.popleft() if self._pending else None
+        if report is not None:
+            self._reports.append(self.describe(report))
+            self.standing = report
+        if self._dirty or report is not None:
+            self._save()
+        return report
+
+    def answered(self) -> None:
+        """A retraining starts: the next one needs a new report and new labels."""
+        self.standing, self.labelled, self._dirty = None, 0, True
+
+    def comparison(self, rollout: Rollout) -> Comparison:
+        """Both variants since the rollout began."""
+        if rollout.event_id != self._rollout:
+            self._rollout, self._stats = rollout.event_id, {}
+        champion = self._stats.get(rollout.champion, VariantStats())
+        return Comparison(champion=champion, challenger=self._stats.get(rollout.challenger, VariantStats()))
+
+    def describe(self, report: DriftReport) -> dict[str, Any]:
+        """A report as JSON."""
+        return report.to_dict()
+
+    def summary(self) -> dict[str, Any]:
+        """What people see: rows, labels, the last report in a sentence."""
+        last = self._reports[-1] if self._reports else None
+        text = ""
+        if last is not None:
+            loss = (
+                "no labels yet"
+                if last["loss"] is None
+                else f"loss {last['loss']:.3f} (reference {last['reference_loss']:.3f})"
+            )
+            moved = f", moved: {', '.join(last['columns'][:3])}" if last["columns"] else ""
+            text = f"window {last['window']}: severity {last['severity']}, {loss}{moved}"
+        return {"rows": self._rows, "labelled": self.labelled, "version": self._version, "text": text, "last": last}
+
+    def _take_outcomes(self) -> None:
+        if self._contract is None:
+            return
+        outcomes = self._store.outcomes(self._endpoint, self._cursor, limit=20_000)
+        if not outcomes:
+            return
+        self._cursor, self._dirty = outcomes[-1].seq, True
+        self.labelled += len(outcomes)
+        for version in {outcome.version for outcome in outcomes}:
+            mine = [outcome for outcome in outcomes if outcome.version == version]
+            losses = self._losses(mine)
+            if version in self._stats:
+                self._stats[version] = self._stats[version].with_losses((losses / self._loss_scale).tolist())
+            if version == self._version and self._watcher is not None:
+                self._watcher.add_outcomes(losses, np.array([outcome.served_at for outcome in mine]))
+
+    def _losses(self, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+        assert self._contract is not None
+        y = self._contract.encode_label([outcome.value for outcome in outcomes])
+        scores = np.array([np.nan if outcome.score is None else outcome.score for outcome in outcomes])
+        return row_losses(self._contract.task, y, scores)
+
+    def _load(self, version: int) -> Predictor:
+        place = self._store.get("versions", f"{self._endpoint}/{version}") or {}
+        folder = Path(self._home) / "cache" / "packages" / place["digest"]
+        return Predictor.load(download(self._lake, place["package_key"], folder, place["digest"]))
+
+    def _save(self) -> None:
+        body = {
+            "cursor": self._cursor,
+            "rows": self._rows,
+            "labelled": self.labelled,
+            "version": self._version,
+            "watcher": self._watcher.state_dict() if self._watcher is not None else None,
+        }
+        self._store.put("watch", self._endpoint, body)
+        self._store.put("monitor", self._endpoint, self.summary())
+        self._dirty = False

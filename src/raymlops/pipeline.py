@@ -1,0 +1,144 @@
+"""Pipeline: the whole loop, declared. Validated when it is built, so that what cannot work never starts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from raymlops.data.features import FeatureFunction
+from raymlops.data.sources import FileSource, FrameSource, SparkSource
+from raymlops.errors import ConfigError
+from raymlops.gate import Gate
+from raymlops.monitor.monitor import Monitor
+from raymlops.retrain import RetrainPolicy
+from raymlops.search.selection import Search
+from raymlops.serving.rollout import Canary
+from raymlops.serving.spec import Serving
+
+if TYPE_CHECKING:
+    from raymlops.loop.ports import Progress
+    from raymlops.loop.ray_endpoint import Endpoint
+    from raymlops.settings import Settings
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_RESERVED = frozenset({"v2", "health", "champion", "challenger", "latest"})
+_SPECS = {
+    "source": (FileSource, FrameSource, SparkSource),
+    "search": (Search,),
+    "gate": (Gate,),
+    "serving": (Serving,),
+    "rollout": (Canary,),
+    "monitor": (Monitor,),
+    "retrain": (RetrainPolicy,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One endpoint, from its data to its retraining. ``Pipeline(name=..., source=...)`` alone is a complete loop.
+
+    Attributes
+    ----------
+    name : the endpoint's name and route; lower-case letters, digits, ``-`` and ``_``
+    source : where the rows come from, with ``label=`` and, for data that has an order, ``time=``
+    features : pandas frame in, pandas frame out, one row per row; Spark runs it to train, the server to serve
+    search, gate, serving, rollout, monitor, retrain : one spec a stage, each with useful defaults
+
+    Raises
+    ------
+    ConfigError : names the field, what was given, and what would be accepted
+    """
+
+    name: str
+    source: FileSource | FrameSource | SparkSource
+    features: FeatureFunction | None = None
+    search: Search = field(default_factory=Search)
+    gate: Gate = field(default_factory=Gate)
+    serving: Serving = field(default_factory=Serving)
+    rollout: Canary = field(default_factory=Canary)
+    monitor: Monitor = field(default_factory=Monitor)
+    retrain: RetrainPolicy = field(default_factory=RetrainPolicy)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name in _RESERVED:
+            raise ConfigError(
+                f"name={self.name!r} cannot name an endpoint: give 1 to 63 lower-case letters, digits, '-' or '_', "
+                f"beginning with a letter or digit, and none of {', '.join(sorted(_RESERVED))}."
+            )
+        for spec in fields(self):
+            accepted, value = _SPECS.get(spec.name), getattr(self, spec.name)
+            if accepted is not None and not isinstance(value, accepted):
+                names = " or ".join(kind.__name__ for kind in accepted)
+                raise ConfigError(f"{spec.name}={value!r} is a {type(value).__name__}: give a {names}.")
+        if self.features is not None and not callable(self.features):
+            raise ConfigError(f"features={self.features!r} is not callable: give a function of a pandas frame.")
+
+    def run(self, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
+        """Turn the loop once: prepare, search, gate, register, serve; then leave the endpoint to its steward.
+
+        Joins the cluster that is running, or starts one in this process, which then ends with this process.
+
+        Raises
+        ------
+        RunInProgress : another run of this pipeline has not ended
+        AssessmentFailed, SearchFailed, GateRefused : the stage that stopped it; a champion that is serving stays
+        """
+        # At import time a line, at run time a loop: here, and only here, an earlier layer calls the last one.
+        endpoint: Endpoint = import_module("raymlops.loop.ray_loop").run(self, settings=settings, progress=progress)
+        return endpoint
+
+    def dumps(self) -> bytes:
+        """The pipeline by value: code of the user's own modules travels with it, so a retraining needs no source tree."""
+        import cloudpickle
+
+        modules = [sys.modules[name] for name in _user_modules(self)]
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            content: bytes = cloudpickle.dumps(self)
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
+        return content
+
+
+def loads(content: bytes, digest: str) -> Pipeline:
+    """The pipeline from :meth:`Pipeline.dumps`, after checking its SHA-256.
+
+    Raises
+    ------
+    ConfigError : the bytes are not the ones that were stored
+    """
+    import pickle
+
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise ConfigError(
+            f"The stored pipeline has SHA-256 {found}, not {digest}: it was changed. Run the pipeline again."
+        )
+    pipeline = pickle.loads(content)
+    if not isinstance(pipeline, Pipeline):
+        raise ConfigError(f"The stored pipeline is a {type(pipeline).__name__}. Run the pipeline again.")
+    return pipeline
+
+
+def _user_modules(pipeline: Pipeline) -> set[str]:
+    """Modules of the user's functions that an importing process may not have: neither installed nor ``__main__``."""
+    functions: list[Any] = [pipeline.features, getattr(pipeline.source, "prepare", None)]
+    names = {getattr(function, "__module__", None) for function in functions if function is not None}
+    found = set()
+    for name in names:
+        origin = getattr(sys.modules.get(name or ""), "__file__", None) or ""
+        if (
+            name
+            and name != "__main__"
+            and name in sys.modules
+            and "site-packages" not in origin
+            and not name.startswith("raymlops")
+        ):
+            found.add(name)
+    return found

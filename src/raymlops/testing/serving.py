@@ -1,0 +1,103 @@
+"""Stand-ins for what a gateway needs, with faults that can be switched on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.data.schema import Column, DataContract
+from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.protocol import Row
+
+
+def small_contract() -> DataContract:
+    """Two numbers, the second one may be missing, and a category; a binary label 0 or 1."""
+    return DataContract(
+        columns=(
+            Column(name="a", kind="number", nullable=False, minimum=-1.0, maximum=1.0),
+            Column(name="b", kind="number", nullable=True, minimum=-1.0, maximum=1.0),
+            Column(name="c", kind="category", nullable=False, minimum=None, maximum=None, categories=("x", "y")),
+        ),
+        label="target",
+        task="binary",
+        classes=(0, 1),
+    )
+
+
+class FakeModel:
+    """Answers ``probability`` for every row.
+
+    Attributes
+    ----------
+    fault : ``""``, ``"raise"``, ``"nan"`` or ``"slow"`` (a second for each batch)
+    batches : number of rows of each batch it was asked for
+    """
+
+    def __init__(self, probability: float = 0.75, fault: str = "") -> None:
+        self.contract = small_contract()
+        self.probability, self.fault = probability, fault
+        self.batches: list[int] = []
+
+    def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        return np.full(len(x), self.probability)
+
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        x = self.contract.encode_rows(rows)
+        self.batches.append(len(rows))
+        if self.fault == "raise":
+            raise RuntimeError("the model is broken")
+        if self.fault == "slow":
+            time.sleep(1.0)
+        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x)
+
+    def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(prediction, dtype=np.float64)
+
+    def answer(self, prediction: npt.NDArray[Any]) -> tuple[list[Any], list[Any] | None]:
+        return [int(value >= 0.5) for value in prediction.tolist()], prediction.tolist()
+
+
+class FakePackages:
+    """Versions to load, by number; ``loads`` keeps the order they were asked for in."""
+
+    def __init__(self, **models: FakeModel) -> None:
+        self.models = {int(name.removeprefix("v")): model for name, model in models.items()}
+        self.loads: list[int] = []
+
+    def load(self, version: int) -> FakeModel:
+        self.loads.append(version)
+        if version not in self.models:
+            raise LookupError(f"no version {version}")
+        return self.models[version]
+
+
+class FakeChallengers:
+    """Isolated versions that live next door; ``delay_s`` is how late they answer."""
+
+    def __init__(self, models: dict[int, FakeModel], delay_s: float = 0.0) -> None:
+        self.models, self.delay_s = models, delay_s
+        self.calls: list[tuple[int, int]] = []
+
+    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+        self.calls.append((version, len(rows)))
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        return answer_rows(self.models[version], rows)
+
+
+class ListSink:
+    """Keeps what it was told; refuses while ``down``."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.down = False
+
+    def observe(self, batch: dict[str, Any]) -> None:
+        if self.down:
+            raise ConnectionError("nobody is there")
+        self.batches.append(batch)
