@@ -1,0 +1,82 @@
+"""What must hold for any frame: rows and frames encode alike, contracts survive JSON, splits lose no row."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymlops.data.schema import DataContract, learn_contract
+from raymlops.data.snapshot import fingerprint_of, make_split
+from raymlops.errors import ContractViolation
+
+VALUES = {
+    "number": st.one_of(st.none(), st.floats(width=32, allow_subnormal=False)),
+    "whole": st.integers(-(2**31), 2**31),
+    "flag": st.booleans(),
+    "word": st.one_of(st.none(), st.text(max_size=3)),
+}
+ROWS = st.lists(st.fixed_dictionaries(VALUES), min_size=2, max_size=20)
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.lists(st.integers()))
+
+
+def framed(rows: list[dict[str, object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    return frame.assign(number=frame.number.astype(float), word=frame.word.astype(object), y=np.arange(len(rows)) % 2)
+
+
+@given(ROWS)
+@settings(max_examples=60, deadline=None)
+def test_rows_and_frame_encode_alike(rows: list[dict[str, object]]) -> None:
+    frame = framed(rows)
+    contract = learn_contract(frame, "y", "binary")
+    encoded = contract.encode(frame)
+    np.testing.assert_array_equal(encoded, contract.encode_rows(rows))
+    assert not np.isinf(encoded).any()
+    assert DataContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+@given(ROWS, st.dictionaries(st.sampled_from([*VALUES, "other"]), ANYTHING, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_any_row_is_encoded_or_refused_in_words(rows: list[dict[str, object]], row: dict[str, object]) -> None:
+    contract = learn_contract(framed(rows), "y", "binary")
+    refused: ContractViolation | None = None
+    try:
+        encoded = contract.encode_rows([row])
+    except ContractViolation as error:
+        refused = error
+    if refused is not None:
+        assert 1 <= len(refused.details["failures"]) <= 10
+        assert "column" in str(refused)
+    else:
+        assert set(row) == set(VALUES)
+        assert encoded.shape == (1, 4)
+        assert not np.isinf(encoded).any()
+
+
+@given(
+    st.integers(3, 400), st.integers(1, 4), st.booleans(), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 9)
+)
+@settings(max_examples=80, deadline=None)
+def test_a_split_loses_no_row(rows: int, kinds: int, ordered: bool, holdout: int | None, seed: int) -> None:
+    classes = np.random.default_rng(seed).integers(0, kinds, rows)
+    split, order = make_split(rows, classes=classes, ordered=ordered, holdout_rows=holdout, seed=seed)
+    assert sorted(order) == list(range(rows))
+    assert split.train + split.validation + split.test == rows
+    assert min(split.train, split.validation, split.test) >= 1
+    if holdout is not None:
+        assert max(split.validation, split.test) <= holdout
+    if ordered:
+        assert list(order) == list(range(rows))
+
+
+@given(ROWS)
+@settings(max_examples=40, deadline=None)
+def test_the_fingerprint_follows_the_values_only(rows: list[dict[str, object]]) -> None:
+    frame = framed(rows)
+    again = framed([dict(row) for row in rows]).set_index(np.arange(len(rows)) + 5)
+    assert fingerprint_of(frame, {}) == fingerprint_of(again, {})
+    assert fingerprint_of(frame, {}) != fingerprint_of(frame.assign(whole=frame.whole + 1), {})

@@ -1,0 +1,219 @@
+"""Spark on Ray: files and functions become frames, Ray's workers stay sound, and what hangs or dies is ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX
+
+from raymlops.data.ray_dp import SparkOnRay, prepare_frame, read_frame, to_arrow
+from raymlops.data.sources import FileSource, FrameSource, SparkSource
+from raymlops.errors import DataError, SparkUnavailable
+from raymlops.settings import Settings
+
+CSV = "\n".join(
+    [
+        "when,price,city,flag,sold",
+        '2026-01-03,1.5,"Oslo, west",true,yes',
+        "2026-01-01,,Bergen,false,no",
+        "2026-01-02,2.5,,true,yes",
+        '2026-01-02,3.5,"",true,',
+        '2026-01-02,4.5,"say ""hi""",false,no',
+    ]
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sales.csv").write_text(CSV)
+    return tmp_path
+
+
+@pytest.fixture
+def served(folder: Path) -> Iterator[str]:
+    """The folder over HTTP: an fsspec URL that Spark cannot read by itself."""
+    pd.DataFrame({"n": [1, 2], "d": pd.to_datetime(["2026-01-01", "2026-01-02"]), "y": ["a", "b"]}).to_parquet(
+        folder / "two.parquet"
+    )
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def jvms() -> set[int]:
+    """The JVMs this process started itself."""
+    return {child.pid for child in psutil.Process().children() if child.name() == "java"}
+
+
+def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(twice=frame.price * 2, cheap=frame.price < 2)
+
+
+def test_csv_with_features_in_time_order(spark_ready: Settings, folder: Path) -> None:
+    said: list[str] = []
+    source = FileSource(f"file://{folder}/*.csv", label="sold", time="when", drop=("flag",))
+    frame = prepare_frame(source, add_ratio, spark_ready, said.append)
+    assert list(frame.columns) == ["price", "city", "twice", "cheap", "sold", "when"]
+    assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]  # by time, ties in file order, no label left out
+    assert frame["city"].tolist() == ["Bergen", None, 'say "hi"', "Oslo, west"]
+    np.testing.assert_array_equal(frame["twice"], [np.nan, 5.0, 9.0, 3.0])
+    assert frame["when"].dtype.kind == "M"
+    assert said == ["starting Spark on Ray", "reading with Spark", "handing the partitions to Ray"]
+    assert (Path(spark_ready.home) / "logs" / "spark-driver.log").exists()
+    assert not jvms()
+
+
+def test_a_frame_needs_no_jvm_and_gives_the_same(spark_ready: Settings, folder: Path) -> None:
+    given = pd.read_csv(folder / "sales.csv", parse_dates=["when"])
+    source = FrameSource(pa.Table.from_pandas(given), label="sold", time="when", drop=("flag",))
+    frame = prepare_frame(source, add_ratio, spark_ready)
+    assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]
+    assert not jvms()
+
+
+def numbers(spark: Any) -> Any:
+    columns = ("id", "cast(id as decimal(9,2)) d", "id % 2 y", "timestamp_seconds(id) t")
+    return spark.range(0, 3000, 1, 3).selectExpr(*columns)
+
+
+class TestOneSession:
+    """What one Spark session can show, for the price of one start."""
+
+    Read = Callable[..., pd.DataFrame]
+
+    @pytest.fixture(scope="class")
+    def read(self, spark_ready: Settings) -> Iterator[Read]:
+        spark_on_ray = SparkOnRay(spark_ready)
+        with spark_on_ray as spark:
+            yield lambda source, features=None: read_frame(spark_on_ray, spark, source, features, lambda _: None)
+
+    def test_a_spark_function(self, read: Read) -> None:
+        frame = read(SparkSource(numbers, label="y", time="t"))
+        assert frame["id"].tolist() == list(range(3000))
+        assert frame["d"].dtype == np.float64
+        assert frame["t"].iloc[1] == pd.Timestamp("1970-01-01 00:00:01")
+
+    @pytest.mark.parametrize(
+        ("prepare", "label", "sentence"),
+        [
+            (numbers, "z", "no label column 'z'"),
+            (lambda spark: 5, "y", "prepare returned int: it must return a Spark DataFrame"),
+            (lambda spark: spark.sql("select * from nope"), "y", "Spark refused reading the source: .*nope"),
+            (lambda spark: 1 / 0, "y", "reading the source failed: ZeroDivisionError"),
+            (lambda spark: spark.range(0).selectExpr("id", "id y"), "y", "has no rows"),
+        ],
+    )
+    def test_what_users_get_wrong(self, read: Read, prepare: Any, label: str, sentence: str) -> None:
+        with pytest.raises(DataError, match=sentence):
+            read(SparkSource(prepare, label=label), lambda frame: frame)
+
+    def test_features_that_fail_late_are_explained(self, read: Read) -> None:
+        def late(frame: pd.DataFrame) -> pd.DataFrame:
+            if (frame["id"] > 1500).any():
+                raise ValueError("too far")
+            return frame
+
+        with pytest.raises(DataError, match="The features function failed: ValueError: too far"):
+            read(SparkSource(lambda s: numbers(s).drop("t"), label="y"), late)
+        with pytest.raises(DataError, match="The features function is not row-wise"):
+            read(SparkSource(numbers, label="y", time="t"), lambda f: f.assign(m=f.id - f.id.mean()))
+
+    def test_remote_files_are_read_in_spark_tasks(self, read: Read, served: str) -> None:
+        frame = read(FileSource(f"{served}/two.parquet", label="y", time="d"))
+        assert frame["n"].tolist() == [1, 2]
+        assert frame["d"].tolist() == [pd.Timestamp("2026-01-01"), pd.Timestamp("2026-01-02")]
+        frame = read(FileSource(f"{served}/sales.csv", label="sold", time="when"))
+        assert frame["city"].tolist() == ["Oslo, west", "Bergen", None, None, 'say "hi"']
+
+    def test_names_that_look_like_globs_and_parquet_with_nulls(self, read: Read, tmp_path: Path) -> None:
+        given = pd.DataFrame({"n": [1, None, 3], "b": [True, None, False], "y": ["a", "b", "a"]})
+        given.to_parquet(tmp_path / "part-{0}.parquet")
+        frame = read(FileSource(str(tmp_path), label="y"))
+        assert frame["y"].tolist() == ["a", "b", "a"]
+        assert frame.isna().sum().tolist() == [1, 1, 0]
+
+    def test_a_second_session_is_refused(self, read: Read, spark_ready: Settings) -> None:
+        second = SparkOnRay(spark_ready)
+        with pytest.raises(SparkUnavailable, match="A Spark session is active in this process already"):
+            second.__enter__()
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    def add(self) -> int:
+        return 1
+
+
+@ray.remote(num_cpus=0)
+def makes_an_actor() -> tuple[int, int]:
+    import os
+
+    return os.getpid(), ray.get(Counter.remote().add.remote())
+
+
+@ray.remote(num_cpus=0)
+def loads_local_code() -> bool:
+    return bool(ray._private.worker.global_worker.load_code_from_local)
+
+
+def test_workers_that_fetched_are_sound_and_blocks_outlive_spark(spark_ready: Settings, tmp_path: Path) -> None:
+    with SparkOnRay(spark_ready) as spark:
+        blocks = to_arrow(spark.range(0, 1000, 1, 4).selectExpr("id", "id * 2 as double"))
+    tables = ray.get(blocks)
+    assert len(blocks) == 4
+    assert pa.concat_tables(tables)["id"].to_pylist() == list(range(1000))
+    # RayDP's own fetch leaves load_code_from_local on, and then these fail in the workers that fetched.
+    assert {made for _, made in ray.get([makes_an_actor.remote() for _ in range(8)])} == {1}
+    assert not any(ray.get([loads_local_code.remote() for _ in range(8)]))
+    pq.write_table(tables[0], tmp_path / "block.parquet")
+    assert ray.data.read_parquet(str(tmp_path / "block.parquet")).count() == 250
+
+
+def test_a_step_past_its_deadline_is_ended_and_spark_starts_again(spark_ready: Settings) -> None:
+    spark_on_ray = SparkOnRay(spark_ready)
+    stop = threading.Event()
+    with spark_on_ray as spark:
+        assert spark.range(5).count() == 5
+        with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
+            spark_on_ray.step("waiting", stop.wait, 0.2)
+    stop.set()
+    assert not jvms()
+    with SparkOnRay(spark_ready) as spark:
+        assert spark.range(7).count() == 7
+
+
+def test_losing_the_master_is_noticed_and_the_session_is_started_once_more(spark_ready: Settings) -> None:
+    starts: list[str] = []
+
+    def prepare(spark: Any) -> Any:
+        name = spark.sparkContext.appName
+        starts.append(name)
+        if len(starts) == 1:
+            ray.kill(ray.get_actor(name + RAYDP_SPARK_MASTER_SUFFIX), no_restart=True)
+        return spark.range(0, 100, 1, 2).selectExpr("id", "id % 2 y")
+
+    said: list[str] = []
+    frame = prepare_frame(SparkSource(prepare, label="y"), None, spark_ready, said.append, deadline_s=40.0)
+    assert len(frame) == 100
+    assert len(set(starts)) == 2
+    assert any("Starting Spark once more" in line for line in said)
+    assert not jvms()

@@ -1,0 +1,123 @@
+"""Families: every one fits every task, with missing values, on one thread's worth of work."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from raymlops.errors import ConfigError
+from raymlops.search import candidates
+from raymlops.search.estimators import XGBoostEstimator
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+FAMILIES = candidates.defaults()
+CLASSES = {"binary": 2, "multiclass": 3, "regression": 0}
+
+
+def rows(task: str, n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Columns: a number, one with gaps, a category code with gaps, one wholly empty, one constant."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(n, 5)).astype(np.float32)
+    x[:, 2] = rng.integers(0, 4, n)
+    signal = x[:, 0] + (x[:, 2] == 1) * 2 + rng.normal(size=n) * 0.3
+    x[::9, 1] = x[::11, 2] = np.nan
+    x[:, 3], x[:, 4] = np.nan, 1.0
+    if task == "binary":
+        return x, (signal > 0.5).astype(float)
+    if task == "multiclass":
+        return x, np.digitize(signal, [0.0, 1.0]).astype(float)
+    return x, signal.astype(float) * 50 + 1000
+
+
+@pytest.mark.parametrize("task", CLASSES)
+@pytest.mark.parametrize("candidate", FAMILIES, ids=lambda c: c.name)
+def test_every_family_learns_every_task_and_survives_pickling(candidate: Any, task: str) -> None:
+    x, y = rows(task)
+    estimator = candidate.build(dict(candidate.start), task, CLASSES[task], [2], seed=0)
+    estimator.fit(x[:300], y[:300], x[300:], y[300:])
+    prediction = estimator.predict(x)
+    assert prediction.shape == ((400, 3) if task == "multiclass" else (400,))
+    assert np.isfinite(prediction).all()
+    if task == "multiclass":
+        np.testing.assert_allclose(prediction.sum(axis=1), 1.0, atol=1e-5)
+        assert (prediction.argmax(axis=1) == y).mean() > 0.8
+    elif task == "binary":
+        assert prediction.min() >= 0
+        assert prediction.max() <= 1
+        assert ((prediction > 0.5) == y).mean() > 0.85
+    else:
+        assert np.sqrt(((prediction - y) ** 2).mean()) < 0.8 * y.std()
+    again = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(again.predict(x), prediction)
+
+
+@pytest.mark.parametrize("candidate", FAMILIES, ids=lambda c: c.name)
+def test_a_space_names_the_parameters_of_its_start_and_builds(candidate: Any) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    x, y = rows("binary", 120)
+    for _ in range(3):
+        trial = study.ask()
+        params = candidate.space(trial)
+        assert set(params) == set(candidate.start)
+        candidate.build(params, "binary", 2, [2], seed=0).fit(x, y)
+    # A start outside its own space could never be enqueued as it is.
+    study.enqueue_trial(dict(candidate.start))
+    assert candidate.space(study.ask()) == pytest.approx(dict(candidate.start))
+
+
+def test_xgboost_finds_its_rounds_on_validation_rows_and_a_refit_keeps_them() -> None:
+    x, y = rows("binary")
+    family = candidates.xgboost()
+    found = family.build(dict(family.start), "binary", 2, [], seed=0).fit(x[:300], y[:300], x[300:], y[300:])
+    assert isinstance(found, XGBoostEstimator)
+    rounds = found.learned["rounds"]
+    assert 1 <= rounds < 300
+    again = family.build({**family.start, "rounds": rounds}, "binary", 2, [], seed=0).fit(x[:300], y[:300])
+    assert isinstance(again, XGBoostEstimator)
+    assert again.booster is not None
+    assert again.booster.num_boosted_rounds() == rounds
+    np.testing.assert_allclose(again.predict(x), found.predict(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("candidate", FAMILIES, ids=lambda c: c.name)
+def test_a_class_missing_from_the_training_rows_gets_no_probability(candidate: Any) -> None:
+    x, y = rows("multiclass")
+    kept = y != 1
+    prediction = candidate.build(dict(candidate.start), "multiclass", 3, [2], seed=0).fit(x[kept], y[kept]).predict(x)
+    assert prediction.shape == (400, 3)
+    assert prediction[:, 1].max() < 0.05
+
+
+def test_a_space_of_the_users_own_replaces_ours() -> None:
+    family = candidates.linear(lambda trial: {"C": trial.suggest_float("C", 1.0, 2.0)}, name="narrow")
+    assert (family.name, dict(family.start)) == ("narrow", {})
+    assert 1.0 <= family.space(optuna.create_study().ask())["C"] <= 2.0
+
+
+def test_what_is_no_space_or_no_name_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"linear\(space=\.\.\.\) takes a function of an Optuna trial that returns a dict, not dict"
+    ):
+        candidates.linear({"C": 1.0})
+    with pytest.raises(ConfigError, match=r"name='a/b' is not a family's name"):
+        candidates.xgboost(name="a/b")
+
+
+def test_a_settled_family_has_nothing_left_to_draw() -> None:
+    found = {"learning_rate": 0.2, "max_depth": 3, "rounds": 7, "recent": 0.25}
+    fixed = candidates.settled(candidates.xgboost(), found)
+    study = optuna.create_study()
+    trial = study.ask()
+    params = fixed.space(trial)
+    assert trial.params == {}
+    assert params == {"learning_rate": 0.2, "max_depth": 3, "rounds": 7, "stopping": False}
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(float)
+    fitted = fixed.build(params, "binary", 2, [], 0).fit(x[:200], y[:200], x[200:], y[200:])
+    assert fitted.booster.num_boosted_rounds() == 7

@@ -1,0 +1,158 @@
+"""The loop's decisions, without Ray and without a clock."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raymlops.errors import RolloutError
+from raymlops.loop import controller
+from raymlops.loop.controller import (
+    DeployChallenger,
+    DropChallenger,
+    Observation,
+    Publish,
+    Record,
+    SetAlias,
+    SubmitRetraining,
+)
+from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
+from raymlops.retrain import RetrainPolicy
+from raymlops.serving.analysis import Comparison, VariantStats
+from raymlops.serving.rollout import Canary
+
+CANARY = Canary(weights=(0.1, 0.5, 1.0), hold_s=10, min_requests=60)
+POLICY = RetrainPolicy(cooldown=0)
+WELL = Comparison(champion=VariantStats(requests=500), challenger=VariantStats(requests=200))
+BROKEN = Comparison(champion=VariantStats(requests=500), challenger=VariantStats(requests=20, errors=20))
+
+
+def fresh() -> EndpointState:
+    return EndpointState(name="e", phase=Preparing(since=0.0))
+
+
+def serving(version: int = 1) -> EndpointState:
+    return controller.adopt(fresh(), version, now=1.0)[0]
+
+
+def rolling() -> EndpointState:
+    return controller.begin_rollout(serving(), CANARY, 2, "event", now=10.0)[0]
+
+
+def test_the_first_version_serves_at_once() -> None:
+    state, actions = controller.begin_rollout(fresh(), CANARY, 1, "event", now=1.0)
+    assert isinstance(state.phase, Monitoring)
+    assert [type(action) for action in actions] == [Record, SetAlias, Publish]
+    assert state.split is not None
+    assert (state.split.champion, state.split.challenger, state.split.number) == (1, None, 1)
+
+
+def test_a_later_version_is_deployed_in_isolation_before_it_gets_traffic() -> None:
+    state, actions = controller.begin_rollout(serving(), CANARY, 2, "event", now=10.0)
+    kinds = [type(action) for action in actions]
+    assert kinds.index(Record) < kinds.index(DeployChallenger) < kinds.index(Publish)
+    assert state.split is not None
+    assert (state.split.champion, state.split.challenger, state.split.weight) == (1, 2, 0.1)
+    with pytest.raises(RolloutError, match="rolling out version 2: version 3 must wait"):
+        controller.begin_rollout(state, CANARY, 3, "other", now=11.0)
+
+
+def test_a_good_challenger_climbs_and_is_promoted() -> None:
+    state, weights = rolling(), []
+    for now in (15.0, 21.0, 25.0, 32.0):
+        state, _ = controller.step(state, CANARY, POLICY, Observation(now=now, comparison=WELL))
+        assert state.split is not None
+        weights.append((state.split.champion, state.split.weight))
+    assert weights == [(1, 0.1), (1, 0.5), (1, 0.5), (2, 0.0)]
+    assert (state.champion, state.previous) == (2, 1)
+    dropped = controller.step(state, CANARY, POLICY, Observation(now=32.0 + controller.RETIRE_AFTER_S))[1]
+    assert DropChallenger(version=2) in dropped
+
+
+def test_a_broken_challenger_is_rolled_back_at_once() -> None:
+    state, actions = controller.step(rolling(), CANARY, POLICY, Observation(now=10.1, comparison=BROKEN))
+    assert isinstance(state.phase, Monitoring)
+    assert state.champion == 1
+    assert state.split is not None
+    assert state.split.challenger is None
+    assert isinstance(actions[0], Record)
+    assert "20 of its 20 requests failed" in actions[0].body["reason"]
+
+
+def test_rollback_after_a_promotion_is_a_new_table_with_the_old_champion() -> None:
+    promoted, _ = controller.promote(rolling(), "by hand", now=20.0)
+    back, actions = controller.rollback(promoted, "by hand", now=21.0)
+    assert (back.champion, back.previous) == (1, 2)
+    assert not any(isinstance(action, DeployChallenger) for action in actions)
+    assert promoted.split is not None
+    assert back.split is not None
+    assert back.split.number == promoted.split.number + 1
+
+
+def test_a_paused_rollout_waits() -> None:
+    paused, _ = controller.pause(rolling(), True)
+    assert controller.step(paused, CANARY, POLICY, Observation(now=100.0, comparison=WELL))[0] == paused
+    resumed, _ = controller.pause(paused, False)
+    assert controller.step(resumed, CANARY, POLICY, Observation(now=100.0, comparison=WELL))[0] != resumed
+
+
+def test_one_retraining_at_a_time() -> None:
+    state, actions = controller.start_retraining(serving(), "drift", {}, now=100.0)
+    assert state.retraining is not None
+    assert actions[-1] == SubmitRetraining(event_id=state.retraining.event_id)
+    with pytest.raises(RolloutError, match="already retraining"):
+        controller.start_retraining(state, "drift", {}, now=101.0)
+    with pytest.raises(RolloutError, match="rolling out: a retraining starts only"):
+        controller.start_retraining(rolling(), "drift", {}, now=101.0)
+
+
+@pytest.mark.parametrize(
+    ("job", "ended"), [("running", False), ("unknown", False), ("failed", True), ("succeeded", True)]
+)
+def test_a_job_that_ends_without_a_version_has_failed(job: str, ended: bool) -> None:
+    state, _ = controller.start_retraining(serving(), "drift", {}, now=100.0)
+    after, actions = controller.step(state, CANARY, POLICY, Observation(now=101.0, job=job))
+    assert (after.retraining is None) == ended
+    assert any(isinstance(action, Record) and action.kind == "retrain_failed" for action in actions) == ended
+
+
+def test_a_refused_candidate_leaves_the_champion() -> None:
+    state, _ = controller.start_retraining(serving(), "drift", {}, now=100.0)
+    assert state.retraining is not None
+    after, actions = controller.refused(state, state.retraining.event_id, "gate: worse", now=120.0)
+    assert (after.champion, after.retraining) == (1, None)
+    assert isinstance(actions[0], Record)
+    assert actions[0].kind == "candidate_refused"
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: controller.promote(serving(), "", 0.0), "e is monitoring: there is no challenger to promote"),
+        (lambda: controller.abort(serving(), "", 0.0), "there is no rollout to abort"),
+        (
+            lambda: controller.rollback(serving(), "", 0.0),
+            "no earlier champion to roll back to: version 1 is its first",
+        ),
+        (lambda: controller.pause(serving(), True), "there is no rollout to pause"),
+    ],
+)
+def test_what_does_not_apply_is_refused(act, message: str) -> None:
+    with pytest.raises(RolloutError, match=message):
+        act()
+
+
+@pytest.mark.parametrize(
+    "state", [fresh(), serving(), rolling(), controller.start_retraining(serving(), "r", {}, 5.0)[0]]
+)
+def test_the_state_survives_its_json_form(state: EndpointState) -> None:
+    assert EndpointState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_restoring_after_a_crash_repeats_what_makes_the_world_agree() -> None:
+    state = rolling()
+    assert isinstance(state.phase, RollingOut)
+    actions = controller.restore(state)
+    assert DeployChallenger(version=2) in actions
+    assert actions[-1] == Publish(split=state.split)

@@ -1,0 +1,797 @@
+"""The ASGI application driven in-process; store and lake are real, models and challengers are not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from raymlops.clock import ManualClock
+from raymlops.data.served import LOG_COLUMNS, read_labelled
+from raymlops.errors import ContractViolation, DataError, StoreError
+from raymlops.lake import Lake
+from raymlops.serving import gateway as gateway_module
+from raymlops.serving.analysis import VariantStats
+from raymlops.serving.gateway import Gateway
+from raymlops.serving.recorder import Recorder
+from raymlops.serving.spec import Serving
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, Store
+from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
+
+ROW = {"a": 0.5, "b": 0.25, "c": "x"}
+CHAMPION_ONLY = TrafficSplit(number=1, champion=1)
+ALL_TO_2 = TrafficSplit(number=2, champion=1, challenger=2, weight=1.0)
+
+
+@dataclass
+class World:
+    """A gateway and everything around it."""
+
+    gateway: Gateway
+    client: httpx.AsyncClient
+    store: Store
+    lake: Lake
+    sink: ListSink
+    packages: FakePackages
+    challengers: FakeChallengers
+    models: dict[int, FakeModel] = field(default_factory=dict)
+
+    async def predict(self, **body: Any) -> httpx.Response:
+        return await self.client.post("/churn/predict", json={"rows": [ROW], **body})
+
+    def figures(self) -> dict[int, VariantStats]:
+        """What the sink was told of each version, summed up."""
+        total: dict[int, VariantStats] = {}
+        for batch in self.sink.batches:
+            for version, stats in batch["stats"].items():
+                total[version] = total.get(version, VariantStats()) + VariantStats.from_dict(stats)
+        return total
+
+
+Scenario = Callable[[World], Awaitable[None]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., None]:
+    """Runs a scenario against a gateway with versions 1 to 3, of which 1 is the champion."""
+
+    @asynccontextmanager
+    async def world(split: TrafficSplit | None, store: Store | None, limits: Serving | None) -> AsyncIterator[World]:
+        models = {1: FakeModel(0.25), 2: FakeModel(0.75), 3: FakeModel(0.875)}
+        packages = FakePackages(v1=models[1], v2=models[2], v3=models[3])
+        challengers, sink = FakeChallengers(models), ListSink()
+        store, lake = store or Store(f"sqlite:///{tmp_path}/s.db"), Lake(str(tmp_path / "lake"))
+        gateway = Gateway(
+            "churn",
+            packages=packages,
+            challengers=challengers,
+            store=store,
+            files=lake,
+            sink=sink,
+            limits=limits,
+            clock=ManualClock(1_700_000_000.0),
+            flush_s=0.02,
+        )
+        if split is not None:
+            await gateway.apply(split)
+        transport = httpx.ASGITransport(gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield World(gateway, client, store, lake, sink, packages, challengers, models)
+        await gateway.close()
+        store.close()
+
+    def go(
+        scenario: Scenario,
+        split: TrafficSplit | None = CHAMPION_ONLY,
+        store: Store | None = None,
+        limits: Serving | None = None,
+    ) -> None:
+        async def main() -> None:
+            async with world(split, store, limits) as made:
+                await scenario(made)
+
+        asyncio.run(main())
+
+    return go
+
+
+# --- predictions -------------------------------------------------------------------------------------
+
+
+def test_the_champion_answers(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.predict(request_id="r1")
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "request_id": "r1",
+            "version": 1,
+            "variant": "champion",
+            "predictions": [0],
+            "probabilities": [0.25],
+        }
+        headers = answer.headers
+        assert (headers["x-request-id"], headers["x-raymlops-version"], headers["x-raymlops-variant"]) == (
+            "r1",
+            "1",
+            "champion",
+        )
+
+    run(scenario)
+
+
+def test_a_request_id_comes_from_the_header_when_it_is_one(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for given, kept in (("abc-1", True), ("bad id", False), ("x" * 100, False)):
+            answer = await world.client.post("/predict", json={"rows": [ROW]}, headers={"x-request-id": given})
+            assert (answer.json()["request_id"] == given) is kept
+            assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+    run(scenario)
+
+
+def test_requests_of_one_tick_are_predicted_together(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.models[1].batches.clear()
+        answers = await asyncio.gather(*(world.predict(request_id=f"r{i}") for i in range(8)))
+        assert [answer.json()["request_id"] for answer in answers] == [f"r{i}" for i in range(8)]
+        assert sum(world.models[1].batches) == 8
+        assert len(world.models[1].batches) < 8
+
+    run(scenario)
+
+
+def test_one_bad_request_does_not_spoil_its_batch(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        bad = {"rows": [{**ROW, "a": "0.5"}]}
+        answers = await asyncio.gather(
+            world.predict(), world.client.post("/churn/predict", json=bad), world.predict(rows=[ROW, ROW])
+        )
+        assert [answer.status_code for answer in answers] == [200, 422, 200]
+        assert len(answers[2].json()["predictions"]) == 2
+
+    run(scenario)
+
+
+def test_many_rows_are_predicted_in_a_thread(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        where = []
+        world.models[1].predict = lambda x: where.append(threading.current_thread()) or FakeModel(0.25).predict(x)
+        assert len((await world.predict(rows=[ROW] * 300)).json()["predictions"]) == 300
+        await world.predict()
+        assert where[0] is not threading.main_thread()
+        assert where[1] is threading.main_thread()
+
+    run(scenario)
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code", "sentence"),
+    [
+        (b"", 400, "malformed", "The body is empty."),
+        (b"{", 400, "malformed", "The body is not JSON"),
+        (b'{"rows": [[1]]}', 400, "malformed", "Row 0 is a list"),
+        (b'{"rows": []}', 422, "contract", '"rows" is empty'),
+        (b'{"rows": [{"a": 1, "b": 1}]}', 422, "contract", "column 'c': missing"),
+        (b'{"rows": [{"a": 1, "b": 1, "c": "x", "d": 1}]}', 422, "contract", "column 'd': not in the contract"),
+        (b'{"rows": [{"a": "1", "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number, got '1' (row 0)"),
+        (b'{"rows": [{"a": true, "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number, got True"),
+        (b'{"rows": [{"a": null, "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number, got null"),
+        (b'{"rows": [{"a": NaN, "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number, got nan"),
+        (b'{"rows": [{"a": 1e999, "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number"),
+        (b'{"rows": [{"a": ' + b"9" * 5000 + b', "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number"),
+        (b'{"rows": [{"a": 1, "b": 1, "c": 5}]}', 422, "contract", "column 'c': expected category (text), got 5"),
+        (b'{"rows": [{"a": {}, "b": 1, "c": "x"}]}', 422, "contract", "column 'a': expected number, got {}"),
+        (json.dumps({"rows": [ROW] * 11}).encode(), 413, "too_large", "The request holds 11 rows"),
+        (b" " * 9000, 413, "too_large", "The body is larger than 8192 bytes"),
+    ],
+)
+def test_bad_rows_are_refused_with_a_sentence(
+    run: Callable[..., None], content: bytes, status: int, code: str, sentence: str
+) -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.client.post("/churn/predict", content=content)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (status, code)
+        assert sentence in error["message"]
+        assert world.gateway.status()["errors"] == 0
+
+    run(scenario, limits=Serving(max_rows=10, max_body_bytes=8192))
+
+
+def test_missing_values_are_taken_where_the_contract_has_them(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for missing in (b"null", b"NaN"):
+            answer = await world.client.post("/predict", content=b'{"rows": [{"a": 1, "b": %s, "c": "z"}]}' % missing)
+            assert answer.status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/churn/predict", 405, b"POST"),
+        ("DELETE", "/churn/status", 405, b"GET"),
+        ("TRACE", "/churn/predict", 405, b"POST"),
+        ("GET", "/", 404, None),
+        ("POST", "/other/predict", 404, None),
+        ("GET", "/churn/../status", 404, None),
+        ("GET", "/churn/%2e%2e/status", 404, None),
+        ("GET", "//churn/status", 404, None),
+        ("GET", "/churn/\\..\\status", 404, None),
+        ("GET", "/churn/status\0", 404, None),
+        ("GET", "/churn/" + "x" * 8000, 404, None),
+        ("POST", "/v2/models/other/infer", 404, None),
+    ],
+)
+def test_unknown_paths_and_methods(
+    run: Callable[..., None], method: str, path: str, status: int, allow: bytes | None
+) -> None:
+    async def scenario(world: World) -> None:
+        answer_status, headers, body = await call(world.gateway, method, path, b"", [])
+        assert (answer_status, headers.get(b"allow")) == (status, allow)
+        assert body["error"]["code"] == ("method_not_allowed" if status == 405 else "not_found")
+
+    run(scenario)
+
+
+def test_other_media_are_415(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.client.post("/churn/predict", content=b"a,b", headers={"content-type": "text/csv"})
+        assert answer.status_code == 415
+        assert answer.json()["error"]["message"] == "The body is text/csv: send application/json."
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("length", [b"x", b"-1", b"99999999999999999999"])
+def test_a_false_content_length_is_refused(run: Callable[..., None], length: bytes) -> None:
+    async def scenario(world: World) -> None:
+        assert (await call(world.gateway, "POST", "/predict", b"{}", [(b"content-length", length)]))[0] in (400, 413)
+
+    run(scenario)
+
+
+async def call(
+    app: Gateway, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]], *, stall: bool = False
+) -> tuple[int, dict[bytes, bytes], dict[str, Any]]:
+    """A request below the level of any client: headers may lie, the body may never come."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if stall:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": method, "path": path, "headers": headers}, receive, send)
+    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
+
+
+def test_a_body_that_never_comes_meets_the_deadline(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        status, _, body = await call(world.gateway, "POST", "/predict", b"", [], stall=True)
+        assert (status, body["error"]["code"]) == (504, "deadline")
+        assert body["error"]["message"].startswith("No answer within 0.05 s.")
+        assert (await world.predict()).status_code == 200
+
+    run(scenario, limits=Serving(deadline_s=0.05))
+
+
+def test_a_client_that_leaves_gets_no_answer_and_does_no_harm(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError("there is nobody to answer")
+
+        await world.gateway({"type": "http", "method": "POST", "path": "/predict", "headers": []}, receive, send)
+        assert (await world.predict()).status_code == 200
+
+    run(scenario)
+
+
+def test_a_websocket_is_closed(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await world.gateway({"type": "websocket", "path": "/predict"}, asyncio.Event().wait, send)
+        assert [message["type"] for message in sent] == ["websocket.close"]
+
+    run(scenario)
+
+
+def test_too_many_requests_at_once_are_told_to_come_back(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr(gateway_module, "MAX_IN_FLIGHT", 2)
+        answers = await asyncio.gather(*(world.predict() for _ in range(5)))
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert 0 < len(refused) < 5
+        assert refused[0].headers["retry-after"] == "1"
+        assert refused[0].json()["error"]["code"] == "overloaded"
+
+    run(scenario)
+
+
+# --- the model's own failures -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence", "nonfinite"),
+    [
+        ("raise", "Version 1 failed on this request; the gateway's log says why.", 0),
+        ("nan", "Version 1 gave a prediction that is not a finite number.", 1),
+    ],
+)
+def test_a_champion_that_fails_is_a_500_without_a_trace(
+    run: Callable[..., None], fault: str, sentence: str, nonfinite: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        world.models[1].fault = fault
+        answer = await world.predict()
+        assert answer.status_code == 500
+        assert answer.json()["error"] == {"code": "model", "message": sentence, "details": {}}
+        await world.gateway.close()
+        figures = world.figures()[1]
+        assert (figures.requests, figures.errors, figures.nonfinite) == (1, 1, nonfinite)
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario)
+
+
+def test_features_that_cannot_take_the_rows_are_the_clients_matter(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        def refuse(rows: Any) -> Any:
+            raise DataError("The features function failed: TypeError: unsupported operand")
+
+        world.models[1].predict_rows = refuse
+        assert (await world.predict()).status_code == 422
+
+    run(scenario)
+
+
+# --- routing ------------------------------------------------------------------------------------------
+
+
+def test_without_a_table_nothing_is_ready(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for path in ("/churn/health/ready", "/v2/health/ready", "/v2/models/churn/ready", "/v2/models/churn"):
+            answer = await world.client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert (await world.predict()).json()["error"]["message"] == "churn has no champion yet. Try again in a moment."
+        assert (await world.client.get("/health/live")).status_code == 200
+        assert (await world.client.get("/churn/status")).json()["ready"] is False
+
+    run(scenario, split=None)
+
+
+def test_an_older_table_never_replaces_a_newer_one(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        assert await world.gateway.apply(TrafficSplit(number=5, champion=2)) is True
+        for number in (5, 4):
+            assert await world.gateway.apply(TrafficSplit(number=number, champion=1)) is False
+        assert (await world.predict()).json()["version"] == 2
+
+    run(scenario)
+
+
+def test_a_rollback_is_a_pointer_swap(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=2))
+        await world.gateway.apply(TrafficSplit(number=3, champion=1))
+        assert (await world.predict()).json()["version"] == 1
+        assert world.packages.loads == [1, 2]
+        assert world.gateway.status()["loaded"] == [1, 2]
+        await world.gateway.apply(TrafficSplit(number=4, champion=3))
+        assert world.gateway.status()["loaded"] == [1, 3]
+
+    run(scenario)
+
+
+def test_a_version_that_does_not_load_leaves_the_old_table(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(LookupError, match="no version 9"):
+            await world.gateway.apply(TrafficSplit(number=2, champion=9))
+        assert (await world.predict()).json()["version"] == 1
+        assert await world.gateway.apply(TrafficSplit(number=2, champion=2)) is True
+
+    run(scenario)
+
+
+def test_requests_are_answered_while_a_version_loads_and_a_newer_table_wins(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        gate = threading.Event()
+        load = world.packages.load
+
+        def slow(version: int) -> FakeModel:
+            if version == 2:
+                gate.wait(10)
+            return load(version)
+
+        world.packages.load = slow
+        late = asyncio.ensure_future(world.gateway.apply(TrafficSplit(number=2, champion=2)))
+        twice = asyncio.ensure_future(world.gateway.apply(TrafficSplit(number=2, champion=2)))
+        await asyncio.sleep(0.01)
+        assert (await world.predict()).json()["version"] == 1
+        assert await world.gateway.apply(TrafficSplit(number=3, champion=3)) is True
+        gate.set()
+        assert await late is False
+        assert await twice is False
+        assert (await world.predict()).json()["version"] == 3
+        assert world.packages.loads == [1, 3, 2]
+
+    run(scenario)
+
+
+def test_the_challenger_answers_its_share(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=0.5))
+        seen = {}
+        for i in range(60):
+            answers = [(await world.predict(key=f"user-{i}")).json() for _ in range(2)]
+            assert answers[0]["variant"] == answers[1]["variant"]
+            seen[f"user-{i}"] = (answers[0]["variant"], answers[0]["version"], answers[0]["probabilities"][0])
+        assert set(seen.values()) == {("champion", 1, 0.25), ("challenger", 2, 0.75)}
+
+    run(scenario)
+
+
+def test_a_batch_for_the_challenger_is_one_call(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(ALL_TO_2)
+        await asyncio.gather(*(world.predict() for _ in range(8)))
+        assert sum(rows for _, rows in world.challengers.calls) == 8
+        assert len(world.challengers.calls) < 8
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("fault", "nonfinite"), [("raise", 0), ("nan", 1), ("late", 0), ("gone", 0)])
+def test_the_champion_answers_in_place_of_a_broken_challenger(
+    run: Callable[..., None], fault: str, nonfinite: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(ALL_TO_2)
+        world.models[2].fault = fault
+        if fault == "late":
+            world.challengers.delay_s = 5.0
+        if fault == "gone":
+            del world.challengers.models[2]
+        answer = await world.predict()
+        assert (answer.status_code, answer.json()["variant"], answer.json()["version"]) == (200, "champion", 1)
+        await world.gateway.close()
+        champion, challenger = world.figures()[1], world.figures()[2]
+        assert (champion.requests, champion.errors) == (1, 0)
+        assert (challenger.requests, challenger.errors, challenger.nonfinite) == (1, 1, nonfinite)
+        assert world.gateway.status()["errors"] == 0
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario, limits=Serving(deadline_s=0.2))
+
+
+def test_rows_both_refuse_are_not_the_challengers_error(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(ALL_TO_2)
+        assert (await world.predict(rows=[{"a": "bad"}])).status_code == 422
+        await world.gateway.close()
+        assert world.figures() == {}
+
+    run(scenario)
+
+
+def test_rows_only_the_challenger_refuses_are_its_error(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        def refuse(rows: Any) -> Any:
+            raise ContractViolation("column 'a': missing")
+
+        world.models[2].predict_rows = refuse
+        await world.gateway.apply(ALL_TO_2)
+        assert (await world.predict()).json()["variant"] == "champion"
+        await world.gateway.close()
+        assert world.figures()[2].errors == 1
+
+    run(scenario)
+
+
+def test_a_shadow_sees_copies_and_answers_nobody(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0, shadow=True))
+        assert {(await world.predict()).json()["variant"] for _ in range(5)} == {"champion"}
+        await asyncio.sleep(0.01)
+        await world.gateway.close()
+        assert (world.figures()[1].requests, world.figures()[2].requests) == (5, 5)
+        assert {int(v) for batch in world.sink.batches for v in batch["versions"]} == {1}
+
+    run(scenario)
+
+
+# --- the Open Inference Protocol ------------------------------------------------------------------------
+
+
+def test_infer_and_its_metadata(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        inputs = [
+            {"name": "a", "shape": [2], "datatype": "FP64", "data": [0.1, 0.2]},
+            {"name": "b", "shape": [2], "datatype": "FP64", "data": [0.1, 0.2]},
+            {"name": "c", "shape": [2], "datatype": "BYTES", "data": ["x", "y"]},
+        ]
+        for path in ("/v2/models/churn/infer", "/churn/v2/models/churn/infer"):
+            answer = (await world.client.post(path, json={"id": "i7", "inputs": inputs})).json()
+            assert (answer["model_name"], answer["model_version"], answer["id"]) == ("churn", "1", "i7")
+            assert [output["data"] for output in answer["outputs"]] == [[0, 0], [0.25, 0.25]]
+        model = (await world.client.get("/v2/models/churn")).json()
+        assert [item["name"] for item in model["inputs"]] == ["a", "b", "c"]
+        assert (await world.client.get("/v2/models/churn/ready")).json()["ready"] is True
+        wrong = await world.client.post("/v2/models/churn/infer", json={"inputs": inputs[:2]})
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "contract")
+
+    run(scenario)
+
+
+# --- the log, the sink, the labels -----------------------------------------------------------------------
+
+
+def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.predict(request_id="r1", rows=[ROW, {**ROW, "b": None, "a": 1}])
+        await world.gateway.apply(ALL_TO_2)
+        await world.predict(request_id="r2")
+        await world.gateway.close()
+        parts = list(world.lake.keys("served/churn"))
+        assert [part.split("/")[2] for part in parts] == ["20231114"]
+        table = pq.read_table(io.BytesIO(world.lake.read(parts[0]))).to_pydict()
+        assert list(table) == [*LOG_COLUMNS, "a", "b", "c"]
+        assert table["request_id"] == ["r1", "r1", "r2"]
+        assert table["row_index"] == [0, 1, 0]
+        assert table["variant"] == ["champion", "champion", "challenger"]
+        assert table["score"] == [0.25, 0.25, 0.75]
+        assert table["a"] == [0.5, 1.0, 0.5]
+        assert table["b"] == [0.25, None, 0.25]
+        assert world.store.counts("churn")["predictions"] == 3
+        first, second = world.sink.batches
+        assert first["x"].shape == (2, 3)
+        assert first["versions"].tolist() == [1, 1]
+        assert second["variants"].tolist() == ["challenger"]
+        assert set(first["stats"]) == {1, 2}
+        assert first["stats"][1]["score_n"] == 2
+        assert second["stats"] == {}
+
+    run(scenario)
+
+
+def test_a_feature_with_the_name_of_a_log_column_is_kept_beside_it() -> None:
+    from raymlops.serving.batching import answer_rows
+    from raymlops.serving.recorder import Served, to_parquet
+
+    item = Served("r", [{"score": 7, "mixed": 1}], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0)
+    other = Served("s", [{"score": 8, "mixed": "z"}], item.answer, 1, "champion", 0.0, 1.0)
+    table = pq.read_table(io.BytesIO(to_parquet([item, other]))).to_pydict()
+    assert table["score"] == [0.75, 0.75]
+    assert table["raw.score"] == [7, 8]
+    assert table["mixed"] == ["1", "z"]
+
+
+def test_labels_find_their_rows_and_train_the_next_model(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.predict(request_id="r1", rows=[ROW, ROW])
+        # The prediction is still in the gateway's memory.
+        body = {"labels": [{"request_id": "r1", "row": 0, "label": 1}, {"request_id": "r1", "row": 1, "label": 0}]}
+        answer = await world.client.post("/churn/feedback", json=body)
+        assert (answer.status_code, answer.json()) == (200, {"stored": 2, "duplicate": 0})
+        again = await world.client.post("/feedback", json={"request_id": "r1", "label": 1})
+        assert again.json() == {"stored": 0, "duplicate": 1}
+        frame = read_labelled(world.lake, world.store, "churn", "target")
+        assert frame["target"].tolist() == [1, 0]
+        assert world.gateway.status()["labels"] == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("label", "status", "sentence"),
+    [
+        (
+            {"request_id": "r1", "label": 0},
+            409,
+            "1 of 1 labels are for rows that already have another label, which stays: r1[0].",
+        ),
+        (
+            {"request_id": "nobody", "label": 0},
+            404,
+            "1 of 1 labels are for rows that were never served by this endpoint: nobody[0].",
+        ),
+        ({"request_id": "r1", "row": 9, "label": 0}, 404, "r1[9]."),
+        ({"request_id": "r1", "label": 2}, 422, "Label 0 (r1): label 'target': expected one of 0, 1, got 2"),
+        ({"request_id": "r1", "label": "1"}, 422, "expected one of 0, 1, got '1'"),
+        ({"request_id": "r1"}, 400, 'Label 0 has no "label".'),
+    ],
+)
+def test_bad_labels(run: Callable[..., None], label: dict[str, Any], status: int, sentence: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.predict(request_id="r1")
+        await world.client.post("/churn/feedback", json={"request_id": "r1", "label": 1})
+        answer = await world.client.post("/churn/feedback", json=label)
+        assert answer.status_code == status
+        assert sentence in answer.json()["error"]["message"]
+        assert [item.value for item in world.store.outcomes("churn")] == [1]
+
+    run(scenario)
+
+
+def test_good_labels_are_stored_beside_unknown_ones(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.predict(request_id="r1")
+        body = {"labels": [{"request_id": "r1", "label": 1}, {"request_id": "nobody", "label": 1}]}
+        answer = await world.client.post("/churn/feedback", json=body)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["details"] == {"stored": 1, "duplicate": 0, "unknown": 1, "rows": ["nobody[0]"]}
+
+    run(scenario)
+
+
+def test_many_labels_share_a_transaction(run: Callable[..., None], tmp_path: Path) -> None:
+    class Counting(Store):
+        commits = 0
+
+        def add_labels(self, endpoint: str, rows: Any) -> list[LabelOutcome]:
+            Counting.commits += 1
+            return super().add_labels(endpoint, rows)
+
+    async def scenario(world: World) -> None:
+        await asyncio.gather(*(world.predict(request_id=f"r{i}") for i in range(30)))
+        await world.client.post("/churn/feedback", json={"request_id": "r0", "label": 1})
+        before = Counting.commits
+        answers = await asyncio.gather(
+            *(world.client.post("/churn/feedback", json={"request_id": f"r{i}", "label": 1}) for i in range(1, 30))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        assert Counting.commits - before < 29
+
+    run(scenario, store=Counting(f"sqlite:///{tmp_path}/counting.db"))
+
+
+def test_rows_wait_while_the_store_is_down(run: Callable[..., None], tmp_path: Path) -> None:
+    class Failing(Store):
+        down = True
+
+        def add_predictions(self, endpoint: str, rows: Any) -> None:
+            if self.down:
+                raise StoreError("the store is down")
+            super().add_predictions(endpoint, rows)
+
+    store = Failing(f"sqlite:///{tmp_path}/failing.db")
+
+    async def scenario(world: World) -> None:
+        await world.predict(request_id="r1")
+        with pytest.raises(StoreError, match="the store is down"):
+            await world.gateway.close()
+        assert (await world.predict(request_id="r2")).status_code == 200
+        assert world.figures()[1].requests == 1  # the monitor is not kept waiting
+        store.down = False
+        await world.gateway.close()
+        assert world.store.counts("churn")["predictions"] == 2
+        assert len(list(world.lake.keys("served/churn"))) == 2
+        assert world.figures()[1].requests == 2
+
+    run(scenario, store=store)
+
+
+def test_figures_are_kept_for_a_sink_that_comes_back(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.sink.down = True
+        await world.predict()
+        await world.gateway.close()
+        assert world.sink.batches == []
+        world.sink.down = False
+        await world.predict()
+        await world.gateway.close()
+        assert world.figures()[1].requests == 2
+        assert world.gateway.status()["versions"] == {"1": {"requests": 2, "errors": 0, "nonfinite": 0}}
+
+    run(scenario)
+
+
+def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
+    class Nowhere:
+        def add_predictions(self, endpoint: str, rows: Any) -> None:
+            return None
+
+        def add_labels(self, endpoint: str, rows: list[LabelRow]) -> list[LabelOutcome]:
+            return []
+
+        def write(self, key: str, content: bytes) -> None:
+            return None
+
+    async def main() -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from raymlops.serving.batching import answer_rows
+        from raymlops.serving.recorder import Served
+
+        sink = ListSink()
+        recorder = Recorder("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1), max_rows=3)
+        for i in range(5):
+            recorder.request(1, 1.0)
+            recorder.served(Served(f"r{i}", [ROW], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0))
+        await recorder.flush()
+        (batch,) = sink.batches
+        assert (len(batch["x"]), batch["stats"][1]["requests"], batch["dropped"]) == (3, 5, 2)
+        assert (recorder.rows, recorder.dropped) == (5, 2)
+        recorder.request(1, 1.0)
+        await recorder.flush()
+        assert sink.batches[1]["stats"][1]["requests"] == 1
+        assert len(sink.batches[1]["x"]) == 0
+
+    asyncio.run(main())
+
+
+def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.predict(rows=[ROW, ROW])
+        status = (await world.client.get("/churn/status")).json()
+        expected = {"endpoint": "churn", "ready": True, "version": 1, "challenger": None, "weight": 0.0, "routing": 1}
+        assert {name: status[name] for name in expected} == expected
+        assert (status["rows"], status["requests"], status["errors"], status["dropped"], status["labels"]) == (
+            2,
+            1,
+            0,
+            0,
+            0,
+        )
+        assert status["uptime_s"] == 0.0
+        assert status["p99_ms"] >= status["p50_ms"] > 0
+
+    run(scenario)
+
+
+def test_the_flusher_runs_from_startup_to_shutdown(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        life = asyncio.ensure_future(world.gateway({"type": "lifespan"}, inbox.get, send))
+        await inbox.put({"type": "lifespan.startup"})
+        await world.predict(request_id="r1")
+        while not world.sink.batches:
+            await asyncio.sleep(0.005)
+        await inbox.put({"type": "lifespan.shutdown"})
+        await life
+        assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert world.store.counts("churn")["predictions"] == 1
+
+    run(scenario)
+
+
+def test_predictions_rows_without_a_finite_score_are_kept_without_one() -> None:
+    from raymlops.serving.batching import answer_rows
+    from raymlops.serving.recorder import Served, _prediction_rows
+
+    answer = answer_rows(FakeModel(fault="nan"), [ROW])
+    (row,) = _prediction_rows([Served("r", [ROW], answer, 1, "champion", 5.0, 1.0)])
+    assert row == PredictionRow(request_id="r", row_index=0, version=1, variant="champion", score=None, served_at=5.0)

@@ -1,0 +1,209 @@
+"""Monitor and Watcher: windows, severity, triage, budget, restart, and the sentences of refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raymlops.data.schema import Column, DataContract
+from raymlops.errors import ConfigError, DataError
+from raymlops.monitor.monitor import SCORE, DriftReport, Monitor, Watcher
+from raymlops.registry.package import Reference
+
+SPEC = Monitor(second_opinion="off")
+
+
+def contract() -> DataContract:
+    number = {"nullable": False, "minimum": None, "maximum": None}
+    columns = (
+        Column(name="a", kind="number", **number),
+        Column(name="b", kind="number", **number),
+        Column(name="job", kind="category", nullable=True, minimum=None, maximum=None, categories=("x", "y", "z")),
+    )
+    return DataContract(columns=columns, label="y", task="binary", classes=(0, 1))
+
+
+def rows(n: int, seed: int, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    x = np.column_stack((rng.normal(size=n) + shift, rng.normal(size=n), rng.integers(0, 3, n))).astype(np.float32)
+    return x, 1 / (1 + np.exp(-x[:, 1].astype(np.float64)))
+
+
+def reference() -> Reference:
+    x, scores = rows(4000, 0)
+    losses = (np.random.default_rng(1).uniform(size=4000) < 0.1).astype(np.float64)
+    return Reference(columns=("a", "b", "job"), x=x, scores=scores, losses=losses, ordered=True)
+
+
+def watcher(spec: Monitor = SPEC) -> Watcher:
+    return Watcher(spec, reference(), contract(), version=3)
+
+
+def test_a_quiet_window_is_severity_0() -> None:
+    watch = watcher()
+    x, scores = rows(1000, 2)
+    watch.observe(x, scores, np.arange(1000.0))
+    (report,) = watch.step(2000.0)
+    assert (report.severity, report.rows, report.window, report.version) == (0, 1000, 1, 3)
+    assert (report.from_at, report.to_at) == (0.0, 999.0)
+    assert not report.may_retrain
+    assert report.loss is None
+    assert report.second_opinion is None
+    assert watch.step(2000.0) == []
+
+
+def test_moved_columns_are_named_most_first_but_do_not_retrain() -> None:
+    watch = watcher()
+    x, scores = rows(1000, 3, shift=1.0)
+    x[:, 2] = np.where(np.arange(1000) % 3 == 0, np.nan, x[:, 2])
+    watch.observe(x, scores, 5.0)
+    (report,) = watch.step(6.0)
+    assert report.severity == 2
+    assert set(report.columns) == {"a", "job"}
+    assert "Moved: a (0." in report.note
+    assert "Missing values changed in job (+33%)" in report.note
+    assert not report.may_retrain
+
+
+def test_a_moved_score_must_be_seen_twice_and_only_counts_without_labels() -> None:
+    watch, labelled = watcher(), watcher()
+    labelled.add_outcomes((np.random.default_rng(5).uniform(size=1000) < 0.1) * 1.0, 1.0)
+    found = []
+    for seed in (4, 5):
+        x, _ = rows(1000, seed)
+        for each in (watch, labelled):
+            each.observe(x, np.random.default_rng(seed).uniform(0.6, 1.0, 1000), 5.0)
+        found += watch.step(6.0)
+    assert [(r.severity, r.confirmed, r.may_retrain) for r in found] == [(3, 1, False), (3, 2, True)]
+    assert found[0].columns == (SCORE,)
+    assert [(r.severity, r.may_retrain) for r in labelled.step(6.0)] == [(3, False), (3, False)]
+
+
+def test_measured_harm_is_reported_at_once_and_stays_until_it_is_over() -> None:
+    watch = watcher()
+    watch.add_outcomes((np.random.default_rng(6).uniform(size=600) < 0.5) * 1.0, np.arange(600.0))
+    (report,) = watch.step(700.0)
+    assert (report.kind, report.severity, report.rows, report.harm, report.may_retrain) == (
+        "outcomes",
+        4,
+        0,
+        True,
+        True,
+    )
+    assert report.note.startswith("Measured harm: mean loss 0.4750 of the newest outcomes, accepted up to 0.1")
+    assert watch.step(701.0) == []
+    x, scores = rows(1000, 7)
+    watch.observe(x, scores, 800.0)
+    (report,) = watch.step(801.0)
+    assert (report.kind, report.severity, report.may_retrain) == ("window", 4, True)
+    watch.add_outcomes(np.zeros(1000), 900.0)
+    watch.observe(x, scores, 901.0)
+    assert [r.severity for r in watch.step(902.0)] == [0]
+
+
+def test_several_windows_in_one_step_and_the_rest_waits() -> None:
+    watch = watcher()
+    x, scores = rows(2500, 8)
+    watch.observe(x, scores, np.arange(2500.0))
+    assert [(r.window, r.from_at) for r in watch.step(2500.0)] == [(1, 0.0), (2, 1000.0)]
+    assert watch.step(2600.0) == []
+
+
+def test_an_old_window_closes_early_only_with_enough_rows() -> None:
+    watch = watcher()
+    x, scores = rows(300, 9)
+    watch.observe(x[:299], scores[:299], 0.0)
+    assert watch.step(1e6) == []
+    watch.observe(x[299:], scores[299:], 0.0)
+    assert watch.step(3599.0) == []
+    assert [r.rows for r in watch.step(3600.0)] == [300]
+
+
+def test_budget_by_the_month_follows_the_time_a_window_took() -> None:
+    spec = Monitor(second_opinion="off", false_alarms_per_month=1.0)
+    x, scores = rows(1000, 10)
+    spent = []
+    for hours in (1, 10):
+        watch = watcher(spec)
+        watch.observe(x, scores, np.linspace(0.0, hours * 3600.0, 1000))
+        spent.append(watch.step(1e6)[0].alpha)
+    assert spent == pytest.approx([0.5 / 720, 5 / 720])
+
+
+def test_a_restart_changes_nothing() -> None:
+    steady, restarted = watcher(), watcher()
+    reports: list[list[dict[str, Any]]] = [[], []]
+    for seed in range(9):
+        x, scores = rows(700, 20 + seed, shift=0.2 * seed)
+        losses = (np.random.default_rng(seed).uniform(size=333) < 0.1 + 0.05 * seed) * 1.0
+        for i, watch in enumerate((steady, restarted)):
+            watch.observe(x, scores, float(seed))
+            watch.add_outcomes(losses, float(seed))
+            reports[i] += [r.to_dict() for r in watch.step(float(seed))]
+        again = watcher()
+        again.load_state(json.loads(json.dumps(restarted.state_dict())))
+        restarted = again
+    assert json.dumps(reports[0]) == json.dumps(reports[1])
+    assert steady.state_dict() == restarted.state_dict()
+    assert len(json.dumps(steady.state_dict())) < 1_000_000
+    assert max(r["severity"] for r in reports[0]) == 4
+
+
+def test_a_report_survives_json() -> None:
+    watch = watcher()
+    x, scores = rows(1000, 3, shift=1.0)
+    watch.observe(x, scores, 5.0)
+    (report,) = watch.step(6.0)
+    assert DriftReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_scores_that_are_not_numbers_are_drift() -> None:
+    watch = watcher()
+    x, scores = rows(1000, 12)
+    scores[:400] = np.nan
+    watch.observe(x, scores, 5.0)
+    (report,) = watch.step(6.0)
+    assert report.severity == 3
+    assert "Missing values changed in (score) (+40%)" in report.note
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    watch = watcher()
+    x, scores = rows(10, 13)
+    with pytest.raises(DataError, match="Rows with 2 columns do not fit a reference of 3"):
+        watch.observe(x[:, :2], scores, 0.0)
+    with pytest.raises(DataError, match=r"do not fit scores of shape \(9,\)"):
+        watch.observe(x, scores[:9], 0.0)
+    other = Watcher(
+        SPEC,
+        Reference(
+            columns=("a", "b", "job"), x=x.repeat(50, 0), scores=scores.repeat(50), losses=np.ones(500), ordered=True
+        ),
+        contract(),
+        version=4,
+    )
+    with pytest.raises(DataError, match="belongs to version 4, not 3"):
+        watch.load_state(other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("window_rows", 10, "window_rows=10 cannot be used: give a whole number of at least 100"),
+        ("min_rows", True, "min_rows=True cannot be used"),
+        ("max_age", "soon", "max_age='soon' is not a duration"),
+        ("max_age", 0, "max_age=0 would close every window at once"),
+        ("alpha", 0.0, "alpha=0.0 cannot be used: give a number above 0 up to 0.1"),
+        ("false_alarms_per_month", -1, "false_alarms_per_month=-1 cannot be used"),
+        ("tolerance", "10%", "tolerance='10%' cannot be used"),
+        ("second_opinion", "yes", "second_opinion='yes' is not known: give 'auto' or 'off'"),
+    ],
+)
+def test_a_monitor_that_cannot_work_is_refused(field: str, value: object, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Monitor(**{field: value})
+    assert sentence in str(caught.value)

@@ -1,0 +1,115 @@
+"""A loaded package: what it answers, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raymlops.data.schema import learn_contract
+from raymlops.errors import ContractViolation
+from raymlops.registry.package import Reference, build_package
+from raymlops.search import candidates
+from raymlops.serving.predictor import Predictor, measure_latency
+
+Make = Callable[..., Predictor]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def made(labels: Any, task: Any, features: Any = None, family: Any = None) -> Predictor:
+        rng = np.random.default_rng(1)
+        rows = pd.DataFrame({"a": rng.normal(size=300), "c": rng.choice(["x", "y"], 300)})
+        rows["label"] = labels(rows.a.to_numpy())
+        learnt = features(rows.drop(columns="label")).assign(label=rows.label) if features else rows
+        contract = learn_contract(learnt, "label", task)
+        x, y = contract.encode(learnt), contract.encode_label(learnt.label)
+        family = family or candidates.xgboost()
+        estimator = family.build(dict(family.start), task, len(contract.classes), [], seed=0).fit(x, y)
+        reference = Reference(columns=contract.names, x=x, scores=y, losses=np.zeros(300), ordered=False)
+        build_package(tmp_path / "package", estimator, contract, features, reference, {})
+        return Predictor.load(tmp_path / "package", version=7)
+
+    return made
+
+
+def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make) -> None:
+    predictor = make(lambda a: np.where(a > 0, "yes", "no"), "binary")
+    x, prediction = predictor.predict_rows([{"a": 2.0, "c": "x"}, {"a": -2.0, "c": "y"}])
+    assert x.dtype == np.float32
+    predictions, probabilities = predictor.answer(prediction)
+    assert predictions == ["yes", "no"]
+    assert probabilities is not None
+    assert probabilities[0] > 0.9
+    assert probabilities[1] < 0.1
+    np.testing.assert_array_equal(predictor.score(prediction), prediction)
+    assert predictor.version == 7
+
+
+def test_a_multiclass_answer_gives_every_classs_probability_in_the_contracts_order(make: Make) -> None:
+    predictor = make(lambda a: np.digitize(a, [-0.5, 0.5]) * 10, "multiclass")
+    _, prediction = predictor.predict_rows([{"a": -2.0, "c": "x"}, {"a": 0.0, "c": "x"}, {"a": 2.0, "c": "x"}])
+    predictions, probabilities = predictor.answer(prediction)
+    assert predictions == [0, 10, 20]
+    assert np.shape(probabilities) == (3, 3)
+    assert predictor.score(prediction).tolist() == [0.0, 1.0, 2.0]
+    assert json.loads(json.dumps([predictions, probabilities]))[0] == [0, 10, 20]
+
+
+def test_a_regression_answers_with_values(make: Make) -> None:
+    predictor = make(lambda a: a * 10 + 5, "regression")
+    predictions, probabilities = predictor.answer(predictor.predict_rows([{"a": 1.0, "c": "x"}])[1])
+    assert probabilities is None
+    assert predictions[0] == pytest.approx(15, abs=3)
+
+
+def test_no_rows_give_no_predictions(make: Make) -> None:
+    predictor = make(lambda a: np.digitize(a, [-0.5, 0.5]), "multiclass")
+    assert predictor.predict(np.empty((0, 2), dtype=np.float32)).shape == (0, 3)
+
+
+def test_rows_against_the_contract_are_refused(make: Make) -> None:
+    predictor = make(lambda a: np.where(a > 0, 1, 0), "binary")
+    with pytest.raises(ContractViolation, match="'a'"):
+        predictor.predict_rows([{"a": "high", "c": "x"}])
+    with pytest.raises(ContractViolation, match="'a'"):
+        predictor.predict_rows([{"c": "x"}])
+
+
+def _ratio(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(double=frame.a * 2)
+
+
+def test_features_are_made_for_requests_too(make: Make) -> None:
+    predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", features=_ratio)
+    x, _ = predictor.predict_rows([{"a": 1.5, "c": "x"}])
+    assert predictor.contract.names == ("a", "c", "double")
+    assert x[0, 2] == 3.0
+
+
+def test_rows_that_the_features_cannot_work_on_are_the_clients_fault(make: Make) -> None:
+    predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", features=_ratio)
+    with pytest.raises(ContractViolation, match=r"The features function .* The rows do not fit this endpoint"):
+        predictor.predict_rows([{"c": "x"}])
+
+
+def test_latency_takes_a_request_row_or_an_encoded_one(make: Make) -> None:
+    predictor = make(lambda a: np.where(a > 0, 1, 0), "binary")
+    assert 0 < measure_latency(predictor, {"a": 1.0, "c": "x"}, n=20) < 10_000
+    assert 0 < measure_latency(predictor, predictor.reference.x[:1], n=20) < 10_000
+
+
+@pytest.mark.parametrize("family", [candidates.xgboost(), candidates.hist_boosting()], ids=lambda f: f.name)
+def test_threads_may_share_a_predictor(make: Make, family: Any) -> None:
+    predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", family=family)
+    x = predictor.reference.x
+    alone = predictor.predict(x)
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: predictor.predict(x), range(20)):
+            np.testing.assert_array_equal(together, alone)

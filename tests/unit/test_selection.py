@@ -1,0 +1,260 @@
+"""Metrics against scikit-learn; the spec's refusals; the rule that picks the trial to promote."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from raymlops.data.schema import Column, DataContract
+from raymlops.data.snapshot import Arrays
+from raymlops.errors import ConfigError, SearchFailed
+from raymlops.search import candidates
+from raymlops.search.selection import (
+    Leaderboard,
+    Objective,
+    Problem,
+    Search,
+    Trial,
+    finish,
+    recent_shares,
+    refit,
+    run_trial,
+)
+
+RNG = np.random.default_rng(3)
+Y2 = RNG.integers(0, 2, 300).astype(float)
+P2 = np.round(np.clip(Y2 * 0.3 + RNG.random(300) * 0.7, 0.001, 0.999), 2)  # rounded: ties
+Y3 = RNG.integers(0, 3, 300).astype(float)
+P3 = RNG.dirichlet([1, 1, 1], 300) + np.eye(3)[Y3.astype(int)] * 0.3
+P3 /= P3.sum(axis=1, keepdims=True)
+YR, PR = RNG.normal(size=300) * 10, RNG.normal(size=300) * 10
+
+AGAINST = [
+    ("roc_auc", "binary", Y2, P2, sk.roc_auc_score(Y2, P2)),
+    ("average_precision", "binary", Y2, P2, sk.average_precision_score(Y2, P2)),
+    ("log_loss", "binary", Y2, P2, sk.log_loss(Y2, P2)),
+    ("accuracy", "binary", Y2, P2, sk.accuracy_score(Y2, P2 >= 0.5)),
+    ("f1", "binary", Y2, P2, sk.f1_score(Y2, P2 >= 0.5)),
+    ("brier", "binary", Y2, P2, sk.brier_score_loss(Y2, P2)),
+    ("roc_auc", "multiclass", Y3, P3, sk.roc_auc_score(Y3, P3, multi_class="ovr")),
+    ("log_loss", "multiclass", Y3, P3, sk.log_loss(Y3, P3)),
+    ("accuracy", "multiclass", Y3, P3, sk.accuracy_score(Y3, P3.argmax(axis=1))),
+    ("f1", "multiclass", Y3, P3, sk.f1_score(Y3, P3.argmax(axis=1), average="macro")),
+    ("brier", "multiclass", Y3, P3, ((P3 - np.eye(3)[Y3.astype(int)]) ** 2).sum(axis=1).mean()),
+    ("rmse", "regression", YR, PR, sk.root_mean_squared_error(YR, PR)),
+    ("mae", "regression", YR, PR, sk.mean_absolute_error(YR, PR)),
+    ("r2", "regression", YR, PR, sk.r2_score(YR, PR)),
+]
+
+
+@pytest.mark.parametrize(("metric", "task", "y", "p", "expected"), AGAINST, ids=[f"{a[0]}-{a[1]}" for a in AGAINST])
+def test_metrics_agree_with_scikit_learn(metric: str, task: Any, y: np.ndarray, p: np.ndarray, expected: float) -> None:
+    assert Objective.of(metric, task).score(y, p) == pytest.approx(expected, abs=1e-12)
+
+
+def test_auto_follows_the_task() -> None:
+    assert [Search().objective(task).metric for task in ("binary", "multiclass", "regression")] == [
+        "roc_auc",
+        "log_loss",
+        "rmse",
+    ]
+
+
+def test_a_metric_that_is_not_defined_is_nan_and_never_better() -> None:
+    objective = Objective.of("roc_auc", "binary")
+    one_class = objective.score(np.ones(5), np.linspace(0, 1, 5))
+    assert np.isnan(one_class)
+    assert np.isnan(objective.score(np.array([0.0, 1.0]), np.array([np.nan, 1.0])))
+    assert np.isnan(objective.score(np.array([]), np.array([])))
+    assert not objective.better(one_class, 0.1)
+    assert objective.better(0.1, one_class)
+    assert not objective.better(0.5, 0.5)
+
+
+def test_baselines_are_the_best_constants() -> None:
+    train, test = np.array([0.0, 0, 0, 1] * 50), np.array([0.0, 1] * 20)
+    assert Objective.of("roc_auc", "binary").baseline(train, test) == 0.5
+    assert Objective.of("accuracy", "binary").baseline(train, test) == 0.5
+    assert Objective.of("f1", "binary").baseline(train, test) == pytest.approx(2 / 3)
+    assert Objective.of("rmse", "regression").baseline(train, np.array([0.25, 1.25])) == pytest.approx(np.sqrt(0.5))
+    assert Objective.of("mae", "regression").baseline(train, np.array([1.0, 3.0])) == 2.0
+    # A class that training never saw has a small probability, not none.
+    assert Objective.of("log_loss", "multiclass").baseline(np.array([0.0, 1, 1, 0]), np.array([2.0, 0.0])) < 3
+
+
+def test_the_gap_is_a_share_of_skill_for_losses_too() -> None:
+    assert Objective.of("roc_auc", "binary").gap(0.99, 0.80, 0.5) == pytest.approx(0.19)
+    assert Objective.of("rmse", "regression").gap(1.0, 3.0, 10.0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"candidates": []},
+            "candidates=() is an empty search space: give at least one, or None for all the built-in ones.",
+        ),
+        (
+            {"candidates": "xgboost"},
+            "candidates='xgboost' is not a list: give candidates such as [candidates.xgboost()], or None for all.",
+        ),
+        ({"candidates": [3]}, "candidates holds 3, which is no candidate: it has no name, tasks, start, space, build."),
+        (
+            {"candidates": [candidates.linear(), candidates.linear()]},
+            "candidates holds 'linear' twice: give one of them another name=.",
+        ),
+        ({"metric": "roc_acu"}, "metric='roc_acu' is not known. Did you mean 'roc_auc'?"),
+        ({"trials": 0}, "trials=0 cannot work: give a whole number of at least 1."),
+        ({"trials": True}, "trials=True cannot work: give a whole number of at least 1."),
+        ({"max_concurrent": 1.5}, "max_concurrent=1.5 cannot work: give a whole number of at least 1."),
+        ({"time_budget_s": 0}, "time_budget_s=0 leaves no time for a trial: give more, or None for no limit."),
+        (
+            {"time_budget_s": "soon"},
+            "time_budget_s='soon' is not a duration: give seconds, or a number with ms, s, m, h, d or w.",
+        ),
+        ({"seed": -1}, "seed=-1 is no seed: give a whole number from 0 to 2147483647."),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_when_built(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Search(**arguments)
+    assert str(caught.value) == sentence
+
+
+def test_a_metric_that_does_not_fit_the_task_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Search(metric="rmse").objective("binary")
+    assert str(caught.value) == (
+        "metric='rmse' does not fit a binary label: it needs regression. "
+        "Use one of roc_auc, average_precision, log_loss, accuracy, f1, brier."
+    )
+
+
+def test_candidates_that_cannot_do_the_task_are_refused() -> None:
+    only = SimpleNamespace(name="counts", tasks=("regression",), start={}, space=dict, build=dict)
+    with pytest.raises(ConfigError, match=r"makes this a binary task, and none of the candidates \(counts\) can do it"):
+        Search(candidates=[only]).families("binary")
+
+
+def test_durations_may_be_words() -> None:
+    assert Search(time_budget_s="2m").time_budget_s == 120.0
+
+
+# --- which trial wins ------------------------------------------------------------------------------
+
+
+def board(*trials: Trial, mode: Any = "max", max_gap: float | None = None) -> Leaderboard:
+    return Leaderboard(metric="roc_auc" if mode == "max" else "rmse", mode=mode, trials=trials, max_gap=max_gap)
+
+
+def trial(number: int, score: float, gap: float = 0.0, **more: Any) -> Trial:
+    return Trial(number=number, family="linear", params={}, score=score, train_score=score, gap=gap, **more)
+
+
+def test_the_best_score_wins_in_either_direction() -> None:
+    assert board(trial(0, 0.7), trial(1, 0.9), trial(2, 0.8)).best.number == 1
+    assert board(trial(0, 0.7), trial(1, 0.9), mode="min").best.number == 0
+
+
+def test_a_trial_the_gate_would_refuse_wins_only_when_there_is_no_other() -> None:
+    over, fair = trial(0, 0.95, gap=0.4), trial(1, 0.85, gap=0.1)
+    assert board(over, fair, max_gap=0.3).best is fair
+    assert board(over, fair, max_gap=None).best is over
+    assert board(over, max_gap=0.3).best is over
+
+
+def test_a_trial_stopped_on_a_sample_loses_to_one_that_saw_all_rows() -> None:
+    assert board(trial(0, 0.99, status="stopped"), trial(1, 0.8)).best.number == 1
+    assert board(trial(0, 0.99, status="stopped")).best.number == 0
+
+
+def test_failures_are_counted_and_named_when_nothing_worked() -> None:
+    failed = [trial(i, float("nan"), status="failed", error="ValueError: no") for i in range(2)]
+    odd = trial(2, float("nan"), status="failed", error="MemoryError: big")
+    with pytest.raises(SearchFailed) as caught:
+        _ = board(*failed, odd).best
+    assert str(caught.value) == "None of 3 trials gave a model: 2 x ValueError: no; 1 x MemoryError: big."
+    assert caught.value.details == {"errors": {"ValueError: no": 2, "MemoryError: big": 1}}
+    with pytest.raises(SearchFailed, match="None of 0 trials gave a model: no trial ended in time"):
+        _ = board().best
+
+
+def test_rows_come_best_first_and_hold_no_nan() -> None:
+    rows = board(
+        trial(0, float("nan"), gap=float("nan"), status="failed", error="x"), trial(1, 0.6), trial(2, 0.7)
+    ).to_rows()
+    assert [row["number"] for row in rows] == [2, 1, 0]
+    assert rows[2]["score"] is None
+    assert rows[2]["gap"] is None
+
+
+# --- one trial, without a cluster ------------------------------------------------------------------
+
+
+@pytest.fixture
+def arrays() -> Arrays:
+    """The sign of the rule turns over after half of the train rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=3000) * 0.5 > 0).astype(float)
+    y[:1100] = 1 - y[:1100]
+    parts = {"train": slice(0, 2200), "validation": slice(2200, 2600), "test": slice(2600, 3000)}
+    split = {f"{axis}_{name}": data[rows] for name, rows in parts.items() for axis, data in (("x", x), ("y", y))}
+    return Arrays(**split, time_test=np.arange(400.0))
+
+
+@pytest.fixture
+def contract() -> DataContract:
+    columns = tuple(Column(name=name, kind="number", nullable=False, minimum=-9.0, maximum=9.0) for name in "ab")
+    return DataContract(columns=columns, label="y", task="binary", classes=(0, 1))
+
+
+def test_a_recent_window_beats_the_whole_past_after_a_change(arrays: Arrays, contract: DataContract) -> None:
+    problem = Problem.of(Search(), contract, arrays)
+    whole = run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 1.0})
+    recent = run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 0.5})
+    assert recent.score > 0.9 > whole.score
+    assert recent.full
+    assert whole.full
+
+
+def test_a_share_gives_every_window_the_same_number_of_rows(arrays: Arrays, contract: DataContract) -> None:
+    problem = Problem.of(Search(), contract, arrays)
+    assert not run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 1.0}, share=1 / 3).full
+    assert run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 0.25}, share=1 / 3).full
+
+
+def test_the_winner_is_fitted_on_train_and_validation_and_again_on_what_refit_is_given(
+    arrays: Arrays, contract: DataContract
+) -> None:
+    problem = Problem.of(Search(), contract, arrays)
+    params = {**candidates.xgboost().start, "recent": 0.5}
+    outcome = run_trial(problem, arrays, "xgboost", params)
+    won = Trial(
+        number=0,
+        family="xgboost",
+        params={**params, **outcome.learned},
+        score=outcome.score,
+        train_score=outcome.train_score,
+    )
+    result = finish(problem, arrays, board(won))
+    assert problem.objective.score(arrays.y_test, result.estimator.predict(arrays.x_test)) > 0.9
+    again = refit(result, arrays.x_test, arrays.y_test)
+    assert getattr(again, "rounds") == outcome.learned["rounds"]  # noqa: B009
+
+
+def test_a_validation_part_of_one_class_is_a_reason_not_a_score(arrays: Arrays, contract: DataContract) -> None:
+    problem = Problem.of(Search(), contract, arrays)
+    flat = Arrays(**{**{name: getattr(arrays, name) for name in Arrays.__slots__}, "y_validation": np.ones(400)})
+    with pytest.raises(ValueError, match="roc_auc is not defined on the validation rows: one class only"):
+        run_trial(problem, flat, "linear", {"C": 1.0})
+
+
+def test_windows_too_short_to_learn_from_are_not_tried() -> None:
+    assert recent_shares(10_000) == (1.0, 0.5, 0.25, 0.1)
+    assert recent_shares(1_500) == (1.0, 0.5)
+    assert recent_shares(300) == (1.0,)
