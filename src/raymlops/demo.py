@@ -39,7 +39,7 @@ from raymlops.store import Store
 NAME = "demo"
 Floats: TypeAlias = NDArray[np.float64]
 IN_FLIGHT = 16
-PACE_ROWS = 128
+PACE_ROWS = 48
 AHEAD_ROWS = 150
 WINDOW = 1000
 
@@ -139,13 +139,10 @@ def _pipeline(options: DemoOptions, path: str) -> Pipeline:
         name=NAME,
         source=FileSource(path, label=str(options.label), time=options.time),
         search=Search(trials=12),
-        rollout=Canary(weights=(0.25, 1.0), hold_s=0.2, min_requests=60),
+        rollout=Canary(weights=(0.5, 1.0), hold_s=0.2, min_requests=60),
         monitor=Monitor(window_rows=WINDOW),
         # The stream's clock is compressed: cooldown in seconds and a day's budget that a replay cannot exhaust.
-        # A fixed window: choosing it on 250 rows was noisier than it was useful on the streams this was tried on.
-        retrain=RetrainPolicy(
-            window=5000, every_labels=1000, cooldown=2.0, max_per_day=200, min_labels=400, give_up_after=50
-        ),
+        retrain=RetrainPolicy(every_labels=1000, cooldown=2.0, max_per_day=200, min_labels=400, give_up_after=50),
     )
 
 
@@ -242,15 +239,22 @@ class Replay:
             await asyncio.sleep(0.05)
         state = self._loop()
         held = time.monotonic()
-        while self._options.hold and state["retraining"] and state["phase"][0] == "Monitoring":
+        while self._options.hold and self._busy(state):
             self._turn_rows.setdefault(state["retraining"]["event_id"], sent)
             self._tell(sent, state)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
             state = self._loop()
         self._held_s += time.monotonic() - held
         if state["retraining"]:
             self._turn_rows.setdefault(state["retraining"]["event_id"], sent)
         self._tell(sent, state)
+
+    def _busy(self, state: dict[str, Any]) -> bool:
+        """A retraining runs, or its version is being deployed: until then the gateways have no new traffic table."""
+        if state["retraining"] is None:
+            return False
+        published = (self._store.get("routing", NAME) or {}).get("number", 0)
+        return state["phase"][0] == "Monitoring" or published < state["split"]["number"]
 
     async def _settle(self) -> None:
         """A retraining that is still running at the end is let finish, so that its outcome is known."""
