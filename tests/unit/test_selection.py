@@ -19,6 +19,7 @@ from raymlops.search.selection import (
     Problem,
     Search,
     Trial,
+    compare_windows,
     finish,
     recent_shares,
     refit,
@@ -245,6 +246,33 @@ def test_the_winner_is_fitted_on_train_and_validation_and_again_on_what_refit_is
     assert problem.objective.score(arrays.y_test, result.estimator.predict(arrays.x_test)) > 0.9
     again = refit(result, arrays.x_test, arrays.y_test)
     assert getattr(again, "rounds") == outcome.learned["rounds"]  # noqa: B009
+
+
+def test_windows_are_compared_without_a_cluster_and_the_recent_one_wins_after_a_change(
+    arrays: Arrays, contract: DataContract
+) -> None:
+    fixed = candidates.settled(candidates.linear(), {"C": 0.5, "recent": 1.0})
+    told: list[Trial] = []
+    result = compare_windows(arrays, contract, Search(candidates=[fixed]), ordered=True, on_trial=told.append)
+    assert [item.params for item in result.leaderboard.trials] == [{"C": 0.5, "recent": r} for r in (1.0, 0.5, 0.25)]
+    assert tuple(told) == result.leaderboard.trials
+    assert result.trial.params["recent"] < 1.0
+    assert result.problem.objective.score(arrays.y_test, result.estimator.predict(arrays.x_test)) > 0.9
+
+
+def test_fits_stay_within_the_trials_and_rows_without_order_have_no_windows(
+    arrays: Arrays, contract: DataContract
+) -> None:
+    both = Search(candidates=[candidates.linear(), candidates.xgboost()], trials=3)
+    assert len(compare_windows(arrays, contract, both, ordered=True).leaderboard.trials) == 3
+    unordered = compare_windows(arrays, contract, both, ordered=False).leaderboard.trials
+    assert ["recent" in item.params for item in unordered] == [False, False]
+
+
+def test_fits_that_fail_are_told_with_their_reason(arrays: Arrays, contract: DataContract) -> None:
+    wrong = candidates.settled(candidates.linear(), {"C": -1.0})
+    with pytest.raises(SearchFailed, match="3 x InvalidParameterError"):
+        compare_windows(arrays, contract, Search(candidates=[wrong]), ordered=True)
 
 
 def test_a_validation_part_of_one_class_is_a_reason_not_a_score(arrays: Arrays, contract: DataContract) -> None:

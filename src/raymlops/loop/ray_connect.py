@@ -15,7 +15,7 @@ import ray
 from ray._private import parameter
 
 from raymlops.data.ray_dp import ensure_java
-from raymlops.serving.ray_replica import NAMESPACE
+from raymlops.serving.spec import NAMESPACE
 from raymlops.settings import Settings
 
 

@@ -36,11 +36,9 @@ from raymlops.pipeline import Pipeline
 from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import Reference, build_package, download, upload
 from raymlops.registry.version import ModelVersion
-from raymlops.search.candidates import settled
-from raymlops.search.ray_tune import search
-from raymlops.search.selection import RECENT, Objective, Search, SearchResult, refit
+from raymlops.search.candidates import Settled, settled
+from raymlops.search.selection import Objective, Search, SearchResult, compare_windows, refit
 from raymlops.serving.predictor import Predictor, measure_latency
-from raymlops.serving.ray_serve import ServeEngine
 from raymlops.settings import Settings
 from raymlops.store import Lease, Store
 
@@ -71,6 +69,9 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
 
 
 def _serve(turn: Turn, version: ModelVersion, event_id: str) -> Endpoint:
+    # A retraining, which never comes here, starts a second sooner without Ray Serve.
+    from raymlops.serving.ray_serve import ServeEngine
+
     pipeline, settings = turn.pipeline, turn.settings
     ray_steward.save_pipeline(turn.store, turn.lake, pipeline)
     engine = ServeEngine(settings)
@@ -191,15 +192,7 @@ class Turn:
         self.progress.stage(
             "search", f"{snapshot.split.train:,} rows × {len(snapshot.contract.columns)} features, {objective.metric}"
         )
-        result = search(
-            arrays,
-            snapshot.contract,
-            self._search(time_column),
-            ordered=snapshot.split.ordered,
-            settings=self.settings,
-            max_gap=self.pipeline.gate.max_gap,
-            on_trial=self.progress.trial,
-        )
+        result = self._search(arrays, snapshot)
         run_id = self.registry.log_search(self.pipeline.name, result.leaderboard, event_id=event_id)
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
@@ -208,19 +201,38 @@ class Turn:
             self.progress.stage("register", "refit on all rows, package, register")
             return self._register(Path(scratch) / "final", arrays, snapshot, result, report, event_id, run_id)
 
-    def _search(self, time_column: str | None) -> Search:
-        """The pipeline's search, or for a retraining what its policy leaves of it."""
-        search, policy = self.pipeline.search, self.pipeline.retrain
+    def _search(self, arrays: Arrays, snapshot: DatasetSnapshot) -> SearchResult:
+        """The pipeline's search; or for a retraining by the champion's settings, the choice of the window."""
+        spec, policy = self.pipeline.search, self.pipeline.retrain
+        ordered, max_gap = snapshot.split.ordered, self.pipeline.gate.max_gap
+        if snapshot.time == ARRIVED:
+            spec = replace(spec, recency=spec.recency and policy.window == "recent")
+            settled_one = None if policy.search == "full" else self._settled(spec)
+            if settled_one is not None:
+                spec = replace(spec, candidates=(settled_one,))
+                return compare_windows(
+                    arrays, snapshot.contract, spec, ordered=ordered, max_gap=max_gap, on_trial=self.progress.trial
+                )
+        from raymlops.search.ray_tune import search
+
+        return search(
+            arrays,
+            snapshot.contract,
+            spec,
+            ordered=ordered,
+            settings=self.settings,
+            max_gap=max_gap,
+            on_trial=self.progress.trial,
+        )
+
+    def _settled(self, spec: Search) -> Settled | None:
+        """The champion's family with its parameters; ``None`` without a champion, or when its family is not offered now."""
         body = self.store.get("loop", self.pipeline.name)
-        if time_column != ARRIVED or body is None or body["champion"] is None:
-            return search
-        search = replace(search, recency=search.recency and policy.window == "recent")
+        if body is None or body["champion"] is None:
+            return None
         champion = self.registry.get(self.pipeline.name, body["champion"])
-        family = next((item for item in search.candidates or () if item.name == champion.family), None)
-        if policy.search == "full" or family is None:
-            return search
-        trials = min(search.trials, len(RECENT)) if search.recency else 1
-        return replace(search, candidates=(settled(family, champion.params),), trials=trials)
+        family = next((item for item in spec.candidates or () if item.name == champion.family), None)
+        return None if family is None else settled(family, champion.params)
 
     def _snapshot(
         self, frame: pd.DataFrame, time_column: str | None, holdout_rows: int | None, event_id: str

@@ -25,7 +25,7 @@ from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
 from raymlops.monitor import alibi
 from raymlops.pipeline import Pipeline, loads
-from raymlops.serving.ray_replica import NAMESPACE, steward_name
+from raymlops.serving.spec import NAMESPACE, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.store import Store, mask

@@ -82,7 +82,10 @@ class Settled:
 
     family: Candidate
     params: Mapping[str, Any]
-    start: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> Mapping[str, Any]:
+        return self.params
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ __all__ = [
     "Search",
     "SearchResult",
     "Trial",
+    "compare_windows",
     "finish",
     "refit",
     "run_trial",
@@ -285,6 +286,62 @@ def run_trial(problem: Problem, arrays: Arrays, family: str, params: Mapping[str
 def recent_shares(n_rows: int) -> tuple[float, ...]:
     """The windows worth trying on ``n_rows`` train rows: each must leave enough rows to learn from."""
     return tuple(share for share in RECENT if share == 1.0 or share * n_rows >= _MIN_RECENT_ROWS)
+
+
+def compare_windows(
+    arrays: Arrays,
+    contract: DataContract,
+    spec: Search,
+    *,
+    ordered: bool,
+    max_gap: float | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> SearchResult:
+    """Fit each candidate as it starts on each recent window, here and now, in at most ``spec.trials`` fits.
+
+    For candidates that an earlier search settled nothing else is left to choose, and workers would take longer to
+    start than the fits take.
+
+    Raises
+    ------
+    ConfigError : a metric or candidates that do not fit the task
+    SearchFailed : no fit gave a model
+    """
+    problem = Problem.of(spec, contract, arrays)
+    windows = recent_shares(len(arrays.y_train)) if ordered and spec.recency else (1.0,)
+    trials: list[Trial] = []
+    for window in windows:
+        for name, family in problem.families.items():
+            if len(trials) == spec.trials:
+                break
+            params = {**family.start, "recent": window} if len(windows) > 1 else dict(family.start)
+            trials.append(_tried(problem, arrays, len(trials), name, params))
+            if on_trial is not None:
+                on_trial(trials[-1])
+    objective = problem.objective
+    return finish(
+        problem,
+        arrays,
+        Leaderboard(metric=objective.metric, mode=objective.mode, trials=tuple(trials), max_gap=max_gap),
+    )
+
+
+def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: dict[str, Any]) -> Trial:
+    try:
+        outcome = run_trial(problem, arrays, family, params)
+    except Exception as error:
+        # A configuration that fails is a finding: its reason stands on the leaderboard.
+        reason = f"{type(error).__name__}: {error}"[:500]
+        return Trial(number=number, family=family, params=params, status="failed", error=reason)
+    return Trial(
+        number=number,
+        family=family,
+        params={**params, **outcome.learned},
+        score=outcome.score,
+        train_score=outcome.train_score,
+        gap=outcome.gap,
+        fit_s=outcome.fit_s,
+    )
 
 
 def _rows(n: int, recent: float, share: float, seed: int) -> NDArray[np.intp]:

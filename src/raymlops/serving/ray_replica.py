@@ -38,25 +38,19 @@ from raymlops.serving.http import (
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
 from raymlops.serving.recorder import without_rows
-from raymlops.serving.spec import Serving
+from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.store import Store
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "raymlops"
 WAIT_S = 10.0
 RETRY_S = 0.5
 DRAIN_S = 5
 MAX_UNREAD_BATCHES = 8
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _MODEL_PATH = re.compile(r"/v2/models/([a-z0-9][a-z0-9_-]{0,62})(?:/|$)")
-
-
-def steward_name(endpoint: str) -> str:
-    """The actor that publishes the endpoint's traffic tables, in the namespace :data:`NAMESPACE`."""
-    return f"raymlops-steward-{endpoint}"
 
 
 def version_app(endpoint: str, version: int) -> str:

@@ -9,6 +9,13 @@ from typing import Any
 from raymlops.clock import seconds
 from raymlops.errors import ConfigError
 
+NAMESPACE = "raymlops"
+
+
+def steward_name(endpoint: str) -> str:
+    """The actor that publishes the endpoint's traffic tables, in the namespace :data:`NAMESPACE`."""
+    return f"raymlops-steward-{endpoint}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
