@@ -39,6 +39,16 @@ def test_rows_and_frame_encode_alike(rows: list[dict[str, object]]) -> None:
     assert DataContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
 
 
+@given(ROWS)
+@settings(max_examples=60, deadline=None)
+def test_a_decoded_row_encodes_to_the_same_again(rows: list[dict[str, object]]) -> None:
+    frame = framed(rows)
+    contract = learn_contract(frame, "y", "binary")
+    encoded = contract.encode(frame)
+    again = contract.encode_rows([contract.decode_row(row) for row in encoded])
+    np.testing.assert_array_equal(again, encoded)
+
+
 @given(ROWS, st.dictionaries(st.sampled_from([*VALUES, "other"]), ANYTHING, max_size=5))
 @settings(max_examples=150, deadline=None)
 def test_any_row_is_encoded_or_refused_in_words(rows: list[dict[str, object]], row: dict[str, object]) -> None:

@@ -189,6 +189,18 @@ class DataContract:
             raise _violation(failures)
         return out
 
+    def decode_row(self, x: npt.NDArray[np.float32]) -> dict[str, Any]:
+        """An encoded row, shape (n_features,), as a request would hold it: :meth:`encode_rows` gives it back."""
+        row: dict[str, Any] = {}
+        for column, value in zip(self.columns, x.tolist(), strict=True):
+            if value != value:
+                row[column.name] = None
+            elif column.kind == "category":
+                row[column.name] = column.categories[int(value)]
+            else:
+                row[column.name] = {"integer": int, "boolean": bool}.get(column.kind, float)(value)
+        return row
+
     # --- labels ------------------------------------------------------------------------------------
 
     def encode_label(self, values: Any) -> npt.NDArray[np.float64]:

@@ -115,12 +115,22 @@ class Endpoint:
         result: dict[str, Any] = ray_steward.call(ray_steward.find(self.name), "command", verb, reason)
         return result
 
+    def _request(self, method: str, verb: str, body: Any, timeout_s: float) -> tuple[httpx.Response, str]:
+        """By the gateways' own listener; where nobody listens there, by Serve's route, which every node has."""
+        problem: httpx.HTTPError | None = None
+        for base in (self.direct_url, self.url):
+            url = f"{base}/{verb}"
+            try:
+                return httpx.request(method, url, json=body, timeout=timeout_s, trust_env=False), url
+            except httpx.ConnectError as error:
+                problem = error
+            except httpx.HTTPError as error:
+                problem = error
+                break
+        raise NotReady(f"{self.name} does not answer at {url}: {problem}. Is its Ray cluster running?") from problem
+
     def _http(self, method: str, verb: str, body: Any, timeout_s: float) -> dict[str, Any]:
-        url = f"{self.url}/{verb}"
-        try:
-            answer = httpx.request(method, url, json=body, timeout=timeout_s, trust_env=False)
-        except httpx.HTTPError as error:
-            raise NotReady(f"{self.name} does not answer at {url}: {error}. Is its Ray cluster running?") from error
+        answer, url = self._request(method, verb, body, timeout_s)
         content: dict[str, Any] = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         if answer.is_success:
             return content
