@@ -116,7 +116,7 @@ def test_a_run_scores_every_row_once_and_reports_what_moved(endpoint: Endpoint, 
     assert Store(endpoint.settings.store).get("monitor", NAME) is None, "the live monitor is not told"
     again = endpoint.batch(first, str(tmp_path / "older"), version=2, keep=["id"], on_bad="keep")
     assert (again.version, again.rows) == (2, 30_000)
-    assert list(pq.read_schema(tmp_path / "older" / "part-00000-0000.parquet").names)[0] == "id"
+    assert pq.read_schema(tmp_path / "older" / "part-00000-0000.parquet").names[0] == "id"
 
 
 def test_a_killed_run_ends_with_the_same_bytes_as_an_unbroken_one(
