@@ -13,8 +13,8 @@ from raymlops.serving.analysis import (
     StatsRecorder,
     VariantStats,
     loss_radius,
-    rate_interval,
 )
+from raymlops.serving.sequences import rate_interval
 
 
 def stats(requests: int, errors: int = 0, nonfinite: int = 0, latency_ms: float = 1.0) -> VariantStats:
