@@ -245,7 +245,7 @@ class Gateway:
         started = time.perf_counter()
         self._variants.require_champion()
         own = request.request_id or request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
-        version, variant, answer = await self._variants.answer(request)
+        version, variant, answer = await self._variants.answer(request, own)
         now = time.perf_counter()
         served = Served(own, request.rows, answer, version, variant, self._clock.now(), (now - started) * 1000.0)
         self._recorder.served(served)
