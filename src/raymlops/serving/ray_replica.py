@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class RayChallengers:
         self._endpoint = endpoint
         self._handles: dict[int, Any] = {}
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
         """One handle call for the whole batch; errors of the version come back as they were raised."""
         handle: Any = self._handles.get(version)
         if handle is None:
@@ -142,7 +142,7 @@ class VersionReplica:
         store.close()
         warm(self._model)
 
-    async def predict(self, rows: list[Row]) -> dict[str, Any] | RaymlopsError:
+    async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
         try:
             return as_dict(answer_rows(self._model, rows))
