@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.data.features import FeatureFunction, apply_features
-from raymlops.data.schema import Column, DataContract, Kind
+from raymlops.data.schema import MAX_WHOLE, Column, DataContract, Kind
 from raymlops.errors import ContractViolation, DataError
 
 TextKind = Literal["number", "boolean", "text", "time"]
@@ -76,17 +76,21 @@ def encode_text(contract: DataContract, table: pa.Table) -> Encoded:
     texts = [_trimmed(table.column(name)) for name in contract.names]
     parsed = [parse_text(_text_kind(c.kind), text) for c, text in zip(contract.columns, texts, strict=True)]
 
+    # A text has no type: whole numbers in it are doubles as much as any.
+    typed = [value.cast(pa.float64()) if pa.types.is_integer(value.type) else value for value, _ in parsed]
+    unread = [bad for _, bad in parsed]
+
     def decide(row: int) -> npt.NDArray[np.float32]:
         values = {
-            column.name: (text if bad[row] else typed)[row].as_py()
-            for column, text, (typed, bad) in zip(contract.columns, texts, parsed, strict=True)
+            column.name: (text if bad[row] else value)[row].as_py()
+            for column, text, value, bad in zip(contract.columns, texts, typed, unread, strict=True)
         }
         return contract.encode_rows([values])[0]
 
     doubt = np.zeros(len(table), dtype=bool)
-    for _, bad in parsed:
+    for bad in unread:
         doubt |= bad
-    return _encode(contract, [typed for typed, _ in parsed], decide, doubt)
+    return _encode(contract, typed, decide, doubt)
 
 
 def encode_features(contract: DataContract, features: FeatureFunction, table: pa.Table) -> Encoded:
@@ -255,6 +259,8 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
         codes = np.where(usable, numbers, np.nan)
         # Between the largest float32 and infinity rounding decides; the row check does it in its own order.
         doubt = ~usable & (np.isfinite(numbers) | (not column.nullable))
+        if pa.types.is_integer(kind):
+            doubt |= np.abs(numbers) >= MAX_WHOLE
         if column.kind == "integer":
             doubt |= usable & (codes != np.floor(codes))
         return codes, doubt

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class RayChallengers:
         self._endpoint = endpoint
         self._handles: dict[int, Any] = {}
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
         """One handle call for the whole batch; errors of the version come back as they were raised. When the replica
         dies under it, another replica of the same version is asked while time is left."""
         body = await retried(lambda: self._ask(version, rows), _died, timeout_s)
@@ -105,7 +105,7 @@ class RayChallengers:
             raise body
         return as_answer(body)
 
-    async def _ask(self, version: int, rows: list[Row]) -> Any:
+    async def _ask(self, version: int, rows: Sequence[Row]) -> Any:
         handle: Any = self._handles.get(version)
         if handle is None:
             handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
@@ -151,7 +151,7 @@ class VersionReplica:
         store.close()
         warm(self._model)
 
-    async def predict(self, rows: list[Row]) -> dict[str, Any] | RaymlopsError:
+    async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
         try:
             return as_dict(answer_rows(self._model, rows))

@@ -63,7 +63,7 @@ class Served:
     """One answered request."""
 
     request_id: str
-    rows: list[Row]
+    rows: Sequence[Row]
     answer: Answer
     version: int
     variant: str

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady
+from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, UnknownVersion
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
 from raymlops.serving.protocol import PredictRequest, Row
 from raymlops.serving.recorder import Recorder
@@ -32,7 +32,7 @@ class PackageSource(Protocol):
 class Challengers(Protocol):
     """Versions that are served elsewhere."""
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer: ...
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer: ...
 
 
 @dataclass(slots=True)
@@ -149,16 +149,16 @@ class Variants:
         model = await asyncio.get_running_loop().run_in_executor(None, work)
         return Loaded(version, model, TickBatcher(self._computer(model)))
 
-    def _computer(self, model: Model) -> Callable[[list[Row]], Answer | Awaitable[Answer]]:
-        def compute(rows: list[Row]) -> Answer | Awaitable[Answer]:
+    def _computer(self, model: Model) -> Callable[[Sequence[Row]], Answer | Awaitable[Answer]]:
+        def compute(rows: Sequence[Row]) -> Answer | Awaitable[Answer]:
             if len(rows) <= INLINE_ROWS:
                 return answer_rows(model, rows)
             return asyncio.get_running_loop().run_in_executor(None, answer_rows, model, rows)
 
         return compute
 
-    def _asker(self, version: int) -> Callable[[list[Row]], Awaitable[Answer]]:
-        def ask(rows: list[Row]) -> Awaitable[Answer]:
+    def _asker(self, version: int) -> Callable[[Sequence[Row]], Awaitable[Answer]]:
+        def ask(rows: Sequence[Row]) -> Awaitable[Answer]:
             return asyncio.wait_for(self._challengers.predict(version, rows, self._timeout_s), self._timeout_s)
 
         return ask
@@ -190,7 +190,21 @@ class Variants:
             return result
         return await self._ask_challenger(challenger, request.rows)
 
-    async def _ask_champion(self, rows: list[Row]) -> tuple[int, str, Answer]:
+    async def answer_by(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
+        """As :meth:`answer`, by a version the caller names. A challenger that fails is still answered for by the champion.
+
+        Raises
+        ------
+        UnknownVersion : it is neither champion nor challenger
+        """
+        champion, split = self.require_champion(), self._split
+        if version == champion.version:
+            return await self._ask_champion(rows)
+        if split is not None and version == split.challenger and not split.shadow:
+            return await self._ask_challenger(version, rows)
+        raise UnknownVersion(f"{self.endpoint} does not serve version {version}; its champion is {champion.version}.")
+
+    async def _ask_champion(self, rows: Sequence[Row]) -> tuple[int, str, Answer]:
         """The champion's answer; failures of the model are counted, rows it cannot take are not."""
         champion = self.require_champion()
         started = time.perf_counter()
@@ -212,7 +226,7 @@ class Variants:
         self._count(champion.version, started)
         return champion.version, "champion", answer
 
-    async def _ask_challenger(self, version: int, rows: list[Row]) -> tuple[int, str, Answer]:
+    async def _ask_challenger(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
         """The challenger's answer, or the champion's when that one is no good."""
         batcher = self._isolated.get(version)
         if batcher is None:  # the table changed while this request was on its way
@@ -234,7 +248,7 @@ class Variants:
         return result
 
     async def _try_challenger(
-        self, version: int, batcher: TickBatcher, rows: list[Row]
+        self, version: int, batcher: TickBatcher, rows: Sequence[Row]
     ) -> tuple[Answer | None, bool, bool]:
         """The answer if it can be used; whether it was not finite; whether the rows were refused."""
         try:
@@ -248,7 +262,7 @@ class Variants:
             return None, False, False
         return (answer, False, False) if answer.finite.all() else (None, True, False)
 
-    def _shadow(self, version: int, rows: list[Row], request_id: str, served: Answer) -> None:
+    def _shadow(self, version: int, rows: Sequence[Row], request_id: str, served: Answer) -> None:
         """Let another version see a copy; what it says only counts."""
         if len(self._background) >= MAX_SHADOWS or self._split is None:
             return
@@ -261,7 +275,7 @@ class Variants:
             self._in_background(self._shadow_now(version, batcher, rows, request_id, served))
 
     async def _shadow_now(
-        self, version: int, batcher: TickBatcher, rows: list[Row], request_id: str, served: Answer
+        self, version: int, batcher: TickBatcher, rows: Sequence[Row], request_id: str, served: Answer
     ) -> None:
         started = time.perf_counter()
         answer, nonfinite, refused = await self._try_challenger(version, batcher, rows)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.schema import Column, DataContract
+from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.protocol import Row
 
@@ -43,11 +44,16 @@ class FakeModel:
         self.probability, self.fault = probability, fault
         self.batches: list[int] = []
 
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        return self.contract.columns
+
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return np.full(len(x), self.probability)
 
     def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        x = self.contract.encode_rows(rows)
+        table = isinstance(rows, TableRows)
+        x = encode_table_rows(self.contract, rows.table) if table else self.contract.encode_rows(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
@@ -83,7 +89,7 @@ class FakeChallengers:
         self.models, self.delay_s = models, delay_s
         self.calls: list[tuple[int, int]] = []
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
         self.calls.append((version, len(rows)))
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
