@@ -13,7 +13,11 @@ import numpy.typing as npt
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
+from raymlops.serving.spec import Serving
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow
 
 
 def small_contract() -> DataContract:
@@ -107,3 +111,33 @@ class ListSink:
         if self.down:
             raise ConnectionError("nobody is there")
         self.batches.append(batch)
+
+
+class Nowhere:
+    """A store and a lake that keep nothing and know no prediction."""
+
+    def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        return None
+
+    def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
+        return ["unknown" for _ in rows]
+
+    def write(self, key: str, content: bytes) -> None:
+        return None
+
+
+async def fake_gateway(model: FakeModel | None = None, limits: Serving | None = None) -> Gateway:
+    """The gateway of an endpoint ``churn`` whose version 1 is the champion; it logs to nowhere."""
+    nowhere = Nowhere()
+    gateway = Gateway(
+        "churn",
+        packages=FakePackages(v1=model or FakeModel()),
+        challengers=FakeChallengers({}),
+        store=nowhere,
+        files=nowhere,
+        sink=ListSink(),
+        limits=limits,
+        flush_s=0.01,
+    )
+    await gateway.apply(TrafficSplit(number=1, champion=1))
+    return gateway
