@@ -162,7 +162,8 @@ def parse_text(kind: TextKind, text: pa.Array) -> tuple[pa.Array, npt.NDArray[np
 
 def refuse_text(kinds: Mapping[str, TextKind], table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
     """A table of text with each column as its kind, and the rows with a cell that does not read as it (null there)."""
-    columns, refused = [], {}
+    columns: list[pa.Array] = []
+    refused: dict[int, str] = {}
     for name in table.column_names:
         kind = kinds.get(name, "text")
         text = _trimmed(table.column(name))

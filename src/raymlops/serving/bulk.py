@@ -234,7 +234,7 @@ class _Sample:
         drawn = self._random.random(len(x))
         some = np.sort(np.argsort(drawn, kind="stable")[: self._limit])
         fresh = (drawn[some], x[some], scores[some])
-        kept = fresh if self._kept is None else tuple(map(np.concatenate, zip(self._kept, fresh, strict=True)))
+        kept = fresh if self._kept is None else tuple(np.concatenate(both) for both in zip(self._kept, fresh, strict=True))
         best = np.sort(np.argsort(kept[0], kind="stable")[: self._limit])
         self._kept = tuple(values[best] for values in kept)
 

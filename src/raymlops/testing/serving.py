@@ -17,7 +17,7 @@ from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
-from raymlops.store import LabelOutcome, LabelRow, PredictionRow
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 
 def small_contract() -> DataContract:
@@ -56,8 +56,10 @@ class FakeModel:
         return np.full(len(x), self.probability)
 
     def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        table = isinstance(rows, TableRows)
-        x = encode_table_rows(self.contract, rows.table) if table else self.contract.encode_rows(rows)
+        if isinstance(rows, TableRows):
+            x = encode_table_rows(self.contract, rows.table)
+        else:
+            x = self.contract.encode_rows(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
@@ -117,6 +119,9 @@ class Nowhere:
     """A store and a lake that keep nothing and know no prediction."""
 
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        return None
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None:
         return None
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
