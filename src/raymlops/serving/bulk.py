@@ -233,8 +233,12 @@ class _Sample:
     def add(self, x: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> None:
         drawn = self._random.random(len(x))
         some = np.sort(np.argsort(drawn, kind="stable")[: self._limit])
-        fresh = (drawn[some], x[some], scores[some])
-        kept = fresh if self._kept is None else tuple(np.concatenate(both) for both in zip(self._kept, fresh, strict=True))
+        fresh: tuple[npt.NDArray[Any], ...] = (drawn[some], x[some], scores[some])
+        kept = (
+            fresh
+            if self._kept is None
+            else tuple(np.concatenate([a, b]) for a, b in zip(self._kept, fresh, strict=True))
+        )
         best = np.sort(np.argsort(kept[0], kind="stable")[: self._limit])
         self._kept = tuple(values[best] for values in kept)
 
