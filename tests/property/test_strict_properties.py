@@ -107,7 +107,7 @@ def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
         content = parse_json(body)
     except (MalformedRequest, TooLarge):
         return
-    assert json.loads(body.decode()) == content
+    assert repr(json.loads(body.decode())) == repr(content)
 
 
 @given(texts(), st.integers(1, 40))
@@ -141,7 +141,7 @@ def _strings(text: str) -> list[str]:
 
 def test_large_bodies_are_bounded_before_they_are_parsed() -> None:
     bounds = Bounds.of(max_rows=10, columns=3)
-    assert bounds == Bounds(values=640, columns=64)
+    assert bounds == Bounds(values=160, columns=16)
     fits = b'{"rows": [' + b",".join([b'{"a": "' + b",:{[" * 900 + b'"}'] * 30) + b"]}"
     assert len(fits) > 64 * 1024
     assert len(parse_json(fits, bounds)["rows"]) == 30

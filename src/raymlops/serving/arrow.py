@@ -47,8 +47,8 @@ def parse_table(body: bytes, max_rows: int, max_columns: int = 4096) -> PredictR
         raise MalformedRequest(
             f"The body is not an Arrow IPC stream: {str(error)[:200]}. Write it with pyarrow.ipc.new_stream."
         ) from error
-    if not table.num_rows:
-        raise ContractViolation("The table is empty: send at least one row.")
+    if not table.num_rows or not table.num_columns:
+        raise ContractViolation("The table is empty: send at least one row and its columns.")
     check_count(table.num_rows, max_rows)
     _check_texts(table)
     return PredictRequest(rows=TableRows(_decoded(table)))

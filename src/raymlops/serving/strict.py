@@ -39,7 +39,7 @@ class Bounds:
     @classmethod
     def of(cls, max_rows: int, columns: int) -> Bounds:
         """For ``max_rows`` rows of ``columns`` columns, with room for whoever sends twice as many by mistake."""
-        wide = max(64, 2 * columns)
+        wide = max(16, 2 * columns)
         return cls(values=max_rows * wide, columns=wide)
 
 
