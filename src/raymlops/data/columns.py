@@ -235,7 +235,7 @@ def _encode(
     doubt = np.zeros(rows, dtype=bool) if doubt is None else doubt
     for index, (column, values) in enumerate(zip(contract.columns, columns, strict=True)):
         x[:, index], unsure = _encode_column(column, values)
-        doubt |= unsure
+        np.logical_or(doubt, unsure, out=doubt)
     refused: dict[int, str] = {}
     for row in np.flatnonzero(doubt).tolist():
         try:
@@ -251,8 +251,17 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
     """Codes, and the rows for which the type alone does not settle them."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    kind, missing = values.type, values.is_null().to_numpy(zero_copy_only=False)
+    kind = values.type
+    missing = (
+        values.is_null().to_numpy(zero_copy_only=False) if values.null_count else np.zeros(len(values), dtype=bool)
+    )
     strict_missing = missing & (not column.nullable)
+    if column.kind == "number" and pa.types.is_float32(kind) and not missing.any():
+        # What most tables hold: nothing is converted, and only infinities and strict NaN are left to settle.
+        single = values.to_numpy(zero_copy_only=False)
+        finite = np.isfinite(single)
+        if finite.all():
+            return single, ~finite
     if column.kind in ("number", "integer") and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         doubles = values.cast(pa.float64(), safe=False)
         numbers = doubles.to_numpy(zero_copy_only=False)

@@ -213,7 +213,10 @@ class _Files:
         table = pa.concat_tables(self._waiting)
         key = f"{self._stem}-{len(self._files):04d}.parquet"
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(self._facts), buffer, compression="zstd")
+        # Numbers hardly repeat: looking for a dictionary in them costs more than it saves.
+        words = [field.name for field in table.schema if not pa.types.is_primitive(field.type)]
+        table = table.replace_schema_metadata(self._facts)
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=words or False)
         self._lake.write(key, buffer.getvalue())
         self._files[key] = buffer.tell()
         self._waiting, self._held = [], 0
@@ -232,13 +235,14 @@ class _Sample:
 
     def add(self, x: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> None:
         drawn = self._random.random(len(x))
-        some = np.sort(np.argsort(drawn, kind="stable")[: self._limit])
+        # Nothing above the largest number that is kept can come in; that leaves few rows to sort.
+        full = self._kept is not None and len(self._kept[0]) == self._limit
+        open_to = np.flatnonzero(drawn < self._kept[0].max()) if self._kept is not None and full else np.arange(len(x))
+        some = open_to[np.sort(np.argsort(drawn[open_to], kind="stable")[: self._limit])]
         fresh: tuple[npt.NDArray[Any], ...] = (drawn[some], x[some], scores[some])
-        kept = (
-            fresh
-            if self._kept is None
-            else tuple(np.concatenate([a, b]) for a, b in zip(self._kept, fresh, strict=True))
-        )
+        kept = fresh
+        if self._kept is not None:
+            kept = tuple(np.concatenate([a, b]) for a, b in zip(self._kept, fresh, strict=True))
         best = np.sort(np.argsort(kept[0], kind="stable")[: self._limit])
         self._kept = tuple(values[best] for values in kept)
 

@@ -28,8 +28,6 @@ from raymlops.serving.bulk_run import Bulk, PartRecord
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS")
-
 
 def package_cache(settings: Settings, digest: str) -> Path:
     """Where a node keeps a package; gateways use the same folder."""
@@ -40,6 +38,7 @@ class PartScorer:
     """One actor of the pool. A plain class; Ray Data makes the actor."""
 
     def __init__(self, bulk: Bulk, settings: Settings) -> None:
+        # One thread an actor; both runtimes pin their own. Environment variables of its own would cost a fresh worker.
         pa.set_cpu_count(1)
         folder = download(Lake(settings.lake), bulk.package_key, package_cache(settings, bulk.digest), bulk.digest)
         self._parts = bulk.source.parts
@@ -67,16 +66,16 @@ def score_parts(bulk: Bulk, numbers: Sequence[int], settings: Settings, actors: 
     ServingFailed : the actors themselves failed
     """
     _quiet()
-    environ = {**settings.environ(), **dict.fromkeys(_THREADS, "1")}
+    # A second part waits at each actor while there are many; at the end that would leave one actor with two.
+    ahead = 2 if len(numbers) > 8 * actors else 1
     rows = ray.data.from_items(
         [{"number": number} for number in numbers], override_num_blocks=len(numbers)
     ).map_batches(
         PartScorer,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead),
         fn_constructor_args=(bulk, settings),
         num_cpus=1,
-        runtime_env={"env_vars": environ},
     )
     try:
         for row in rows.iter_rows():
