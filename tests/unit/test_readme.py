@@ -78,10 +78,16 @@ def test_commands_that_are_shown_parse(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["raymlops demo --dat FILE", "raymlops walk NAME", "raymlops status", "raymlops demo --train-fraction x"]
+    ("command", "complaint"),
+    [
+        ("raymlops demo --dat FILE", "No such option"),
+        ("raymlops walk NAME", "there is no command 'walk'"),
+        ("raymlops status", "Missing"),
+        ("raymlops demo --train-fraction x", "valid"),
+    ],
 )
-def test_commands_that_are_not_there_do_not_parse(command: str) -> None:
-    with pytest.raises(Exception, match="no command|No such option|Missing argument|Invalid value"):
+def test_commands_that_are_not_there_do_not_parse(command: str, complaint: str) -> None:
+    with pytest.raises(Exception, match=complaint):
         test_commands_that_are_shown_parse(command)
 
 
