@@ -212,3 +212,10 @@ def test_objects_of_one_kind_are_understood() -> None:
     contract = learn_contract(frame.astype({"y": int}), "y")
     assert [(c.kind, c.nullable) for c in contract.columns] == [("boolean", True), ("integer", True)]
     assert np.isnan(contract.encode(frame)[1, 0])
+
+
+def test_texts_that_differ_behind_a_nul_are_two_categories() -> None:
+    frame = pd.DataFrame({"word": ["", "", "\x00", "a\x00b", "a\x00c"], "y": [0, 1, 0, 1, 0]})
+    contract = learn_contract(frame, "y")
+    assert contract.columns[0].categories == ("", "\x00", "a\x00b", "a\x00c")
+    assert contract.encode(frame)[:, 0].tolist() == [0, 0, 1, 2, 3]

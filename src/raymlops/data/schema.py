@@ -287,7 +287,7 @@ def infer_task(series: pd.Series) -> Task:
     DataError : text with more distinct values than classes make sense for
     """
     values = series.dropna()
-    distinct = values.nunique()
+    distinct = len(_distinct(values))
     if distinct == 2:
         return "binary"
     countable = pd.api.types.is_bool_dtype(values) or pd.api.types.is_integer_dtype(values)
@@ -338,10 +338,11 @@ def _learn_column(name: str, series: pd.Series) -> Column:
             f"Column {name!r} holds times ({dtype}), which models do not take: make numbers of it in features= "
             "(hour of day, days since …), name it as time=, or drop it."
         )
-    kinds = {_kind_of(value) for value in present.unique()} if _hashable(present) else {"object"}
+    distinct = _distinct(present) if _hashable(present) else []
+    kinds = {_kind_of(value) for value in distinct} if distinct or present.empty else {"object"}
     nullable = len(present) < len(series)
     if kinds <= {"text"}:  # a column of nulls only is an empty category, which the assessment then reports
-        categories = sorted(str(value) for value in present.unique())
+        categories = sorted(str(value) for value in distinct)
         if len(categories) > _MAX_CATEGORIES:
             raise DataError(
                 f"Column {name!r} holds {len(categories)} distinct texts (at most {_MAX_CATEGORIES}): it looks like "
@@ -369,7 +370,7 @@ def _learn_number(name: str, series: pd.Series, kind: Kind) -> Column:
 
 
 def _classes(series: pd.Series) -> tuple[Class, ...]:
-    values = [value.item() if isinstance(value, np.generic) else value for value in series.dropna().unique()]
+    values = [value.item() if isinstance(value, np.generic) else value for value in _distinct(series.dropna())]
     if all(isinstance(value, float) and value.is_integer() for value in values):
         values = [int(value) for value in values]  # integers that a missing label once turned into floats
     kinds = {_kind_of(value) for value in values}
@@ -378,6 +379,14 @@ def _classes(series: pd.Series) -> tuple[Class, ...]:
             f"The label {series.name!r} holds values of several kinds ({', '.join(sorted(kinds))}): give one kind."
         )
     return tuple(sorted(values))
+
+
+def _distinct(series: pd.Series) -> list[Any]:
+    """The values of a series without its repetitions. ``Series.unique`` takes texts for equal that differ only behind a
+    NUL character."""
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        return list(series.unique())
+    return list(dict.fromkeys(series.tolist()))
 
 
 def _kind_of(value: Any) -> str:
