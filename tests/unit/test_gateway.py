@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -559,6 +560,170 @@ def test_infer_and_its_metadata(run: Callable[..., None]) -> None:
         assert wrong.json() == {
             "error": "The rows break the data contract: column 'c': missing (row 0); column 'c': missing (row 1)"
         }
+
+    run(scenario)
+
+
+# --- versions, other formats, the document -----------------------------------------------------------------
+
+
+INPUTS = [
+    {"name": "a", "shape": [1], "datatype": "FP64", "data": [0.5]},
+    {"name": "b", "shape": [1], "datatype": "FP64", "data": [0.5]},
+    {"name": "c", "shape": [1], "datatype": "BYTES", "data": ["x"]},
+]
+
+
+def test_a_path_may_name_the_version(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=0.0))
+        model = "/v2/models/churn/versions"
+        for version, variant in ((1, "champion"), (2, "challenger")):
+            answer = await world.client.post(f"{model}/{version}/infer", json={"inputs": INPUTS})
+            assert answer.json()["model_version"] == str(version)
+            assert answer.headers["x-raymlops-variant"] == variant
+            assert (await world.client.get(f"{model}/{version}/ready")).json()["version"] == version
+            assert (await world.client.get(f"{model}/{version}")).json()["versions"] == ["1", "2"]
+        for path in (f"{model}/3", f"{model}/3/ready"):
+            answer = await world.client.get(path)
+            assert (answer.status_code, answer.headers["x-raymlops-error"]) == (404, "unknown_version")
+            assert answer.json() == {"error": "churn does not serve version 3; it serves 1, 2."}
+        answer = await world.client.post(f"{model}/3/infer", json={"inputs": INPUTS})
+        assert answer.json() == {"error": "churn does not serve version 3; its champion is 1."}
+
+    run(scenario)
+
+
+def test_a_shadow_answers_nobody_who_names_it_either(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0, shadow=True))
+        answer = await world.client.post("/v2/models/churn/versions/2/infer", json={"inputs": INPUTS})
+        assert answer.status_code == 404
+        assert (await world.client.get("/v2/models/churn")).json()["versions"] == ["1"]
+
+    run(scenario)
+
+
+def test_a_named_version_that_fails_is_answered_for_by_the_champion(
+    run: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=0.1))
+        world.models[2].fault = "raise"
+        answer = await world.client.post("/v2/models/churn/versions/2/infer", json={"inputs": INPUTS})
+        assert (answer.status_code, answer.json()["model_version"]) == (200, "1")
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario)
+
+
+def test_the_servers_own_endpoints_of_the_protocol(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        server = (await world.client.get("/v2")).json()
+        assert (server["name"], server["extensions"]) == ("raymlops", [])
+        assert (await world.client.get("/v2/health/live")).json() == {"live": True}
+        assert (await world.client.get("/v2/health/ready")).json()["ready"] is True
+        some = {"inputs": INPUTS, "outputs": [{"name": "probability"}]}
+        outputs = (await world.client.post("/v2/models/churn/infer", json=some)).json()["outputs"]
+        assert outputs == [{"name": "probability", "shape": [1], "datatype": "FP64", "data": [0.25]}]
+
+    run(scenario)
+
+
+def test_invocations_in_json_and_csv(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for path in ("/churn/invocations", "/invocations"):
+            answer = await world.client.post(path, json={"dataframe_records": [ROW, ROW]})
+            assert (answer.status_code, answer.json()) == (200, {"predictions": [0, 0]})
+            assert answer.headers["x-raymlops-version"] == "1"
+            assert answer.headers["x-request-id"]
+        csv = {"content-type": "text/csv; charset=utf-8"}
+        answer = await world.client.post("/invocations", content=b"c,a,b\nx,1.5,\n", headers=csv)
+        assert answer.json() == {"predictions": [0]}
+        wrong = await world.client.post("/invocations", content=b"c,a,b\nx,one,\n", headers=csv)
+        assert (wrong.status_code, wrong.json()["error_code"]) == (422, "INVALID_PARAMETER_VALUE")
+        assert "column 'a': expected number, got 'one'" in wrong.json()["message"]
+        assert (await world.client.get("/ping")).status_code == 200
+        version = await world.client.get("/churn/version")
+        assert version.headers["content-type"] == "text/plain"
+        assert version.text.count(".") == 2
+        await world.gateway.close()
+        assert world.store.counts("churn")["predictions"] == 5
+
+    run(scenario)
+
+
+def test_a_table_in_and_a_table_out(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        table = pa.table({"c": ["x"] * 300, "b": [None] * 300, "a": [float(i) for i in range(300)]})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        body, arrow = sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream"
+        headers = {"content-type": arrow, "x-request-id": "t1"}
+        plain = await world.client.post("/predict", content=body, headers=headers)
+        assert plain.json()["probabilities"] == [0.25] * 300
+        bulk = await world.client.post(
+            "/predict", content=body, headers={**headers, "accept": arrow, "x-request-id": "t2"}
+        )
+        assert bulk.headers["content-type"] == arrow
+        answer = pa.ipc.open_stream(bulk.content).read_all()
+        assert answer["probability"].to_pylist() == [0.25] * 300
+        assert answer.schema.metadata[b"request_id"] == b"t2" == bulk.headers["x-request-id"].encode()
+        await world.gateway.apply(ALL_TO_2)
+        isolated = await world.client.post("/predict", content=body, headers=headers)
+        assert (isolated.json()["variant"], isolated.json()["probabilities"][0]) == ("challenger", 0.75)
+        rows = await world.client.post("/predict", json={"rows": [ROW]}, headers={"accept": arrow})
+        assert pa.ipc.open_stream(rows.content).read_all().num_rows == 1
+        narrow = pa.BufferOutputStream()
+        with pa.ipc.new_stream(narrow, table.select(["a"]).schema) as writer:
+            writer.write_table(table.select(["a"]))
+        wrong = await world.client.post("/predict", content=narrow.getvalue().to_pybytes(), headers=headers)
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "contract")
+        await world.gateway.close()
+        logged = pq.read_table(io.BytesIO(world.lake.read(next(iter(world.lake.keys("served/churn"))))))
+        assert logged["a"].to_pylist()[:300] == [float(i) for i in range(300)]
+        assert logged["request_id"].to_pylist()[299:301] == ["t1", "t2"]
+
+    run(scenario)
+
+
+def test_the_document_of_the_endpoint(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        page = (await world.client.get("/churn/openapi.json")).json()
+        assert (page["openapi"], page["info"]["title"], page["info"]["version"]) == ("3.1.0", "churn", "1")
+        assert list(page["components"]["schemas"]["Row"]["properties"]) == ["a", "b", "c"]
+        for path, operations in page["paths"].items():
+            for method in operations:
+                answer = await world.client.request(method, path)
+                assert answer.status_code not in (404, 405)
+
+    run(scenario, limits=Serving(max_rows=10))
+
+
+def test_every_answer_carries_an_id_and_a_refused_row_the_version_that_refused(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        for path in ("/churn/status", "/nothing", "/churn/health/ready", "/v2", "/churn/predict"):
+            answer = await world.client.get(path, headers={"x-request-id": "q-1"})
+            assert answer.headers["x-request-id"] == "q-1"
+        refused = await world.client.post("/churn/predict", json={"rows": [{}]})
+        assert refused.headers["x-raymlops-version"] == "1"
+        assert refused.headers["x-raymlops-variant"] == "champion"
+        malformed = await world.client.post("/churn/predict", content=b"{")
+        assert "x-raymlops-version" not in malformed.headers
+
+    run(scenario)
+
+
+def test_draining_is_told_by_readiness_and_ends_connections(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        world.gateway.drain()
+        for path in ("/health/ready", "/ping", "/v2/health/ready", "/v2/models/churn/ready"):
+            answer = await world.client.get(path)
+            assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+        assert (await world.client.get("/health/live")).status_code == 200
+        answer = await world.predict()
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
     run(scenario)
 

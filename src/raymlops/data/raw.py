@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 from raymlops.data.schema import Column, Kind, refuse, sentence_for, violates
 from raymlops.errors import nearest
 
+OnRaw = Callable[[tuple[Column, ...]], None]
 _ENOUGH = 100
 
 

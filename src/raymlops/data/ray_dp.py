@@ -23,6 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
 from raymlops.data.ray_read import arrange, plain, read_source, with_features
 from raymlops.data.snapshot import order_by_time
@@ -338,11 +339,13 @@ def prepare_frame(
     progress: Progress | None = None,
     *,
     deadline_s: float = 300.0,
+    on_raw: OnRaw | None = None,
 ) -> pd.DataFrame:
     """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
 
     A :class:`FrameSource` starts no JVM. Anything else is read by Spark on Ray, where the features function runs on
     Arrow batches; when Spark is lost or a step passes ``deadline_s``, the whole session is started once more.
+    ``on_raw`` is told the columns the function is given, when there is one.
 
     Raises
     ------
@@ -354,27 +357,39 @@ def prepare_frame(
         say("reading the frame")
         given = arrange(source.to_pandas(), source)
         parity(features, given.drop(columns=[name for name in (source.label, source.time) if name]))
+        if features is not None and on_raw is not None:
+            on_raw(learn_raw(given, (source.label, source.time)))
         frame = apply_features(features, given, (source.label, source.time))
     else:
         try:
-            frame = _through_spark(source, features, settings, say, deadline_s)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
         except SparkUnavailable as error:
             say(f"{error} Starting Spark once more")
-            frame = _through_spark(source, features, settings, say, deadline_s)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
     return _finished(frame, source)
 
 
 def _through_spark(
-    source: Source, features: FeatureFunction | None, settings: Settings, say: Progress, deadline_s: float
+    source: Source,
+    features: FeatureFunction | None,
+    settings: Settings,
+    say: Progress,
+    deadline_s: float,
+    on_raw: OnRaw | None,
 ) -> pd.DataFrame:
     say("starting Spark on Ray")
     spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s)
     with spark_on_ray as spark:
-        return read_frame(spark_on_ray, spark, source, features, say)
+        return read_frame(spark_on_ray, spark, source, features, say, on_raw)
 
 
 def read_frame(
-    spark_on_ray: SparkOnRay, spark: SparkSession, source: Source, features: FeatureFunction | None, say: Progress
+    spark_on_ray: SparkOnRay,
+    spark: SparkSession,
+    source: Source,
+    features: FeatureFunction | None,
+    say: Progress,
+    on_raw: OnRaw | None = None,
 ) -> pd.DataFrame:
     """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
     say("reading with Spark")
@@ -382,7 +397,7 @@ def read_frame(
     def read() -> DataFrame:
         frame = read_source(spark, source)
         check_columns(frame.columns, source)
-        return with_features(frame, source, features)
+        return with_features(frame, source, features, on_raw)
 
     made = spark_on_ray.step("reading the source", read)
     say("handing the partitions to Ray")

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.sources import FileSource, Source, SparkSource
 from raymlops.errors import ConfigError, DataError
 
@@ -148,11 +149,13 @@ def _spark_schema(schema: pa.Schema) -> StructType:
 # --- features in Spark -----------------------------------------------------------------------------------
 
 
-def with_features(frame: DataFrame, source: Source, features: FeatureFunction | None) -> DataFrame:
+def with_features(
+    frame: DataFrame, source: Source, features: FeatureFunction | None, on_raw: OnRaw | None = None
+) -> DataFrame:
     """``frame`` without the dropped columns and, when there is a features function, with it applied to Arrow batches.
 
     The function travels by value, so workers need not be able to import the user's module. Types are found on the first
-    thousand rows, on which parity is checked too.
+    thousand rows, on which parity is checked too; ``on_raw`` is told what the function is made of.
     """
     frame = _plain_types(frame.drop(*source.drop))
     if features is None:
@@ -162,6 +165,8 @@ def with_features(frame: DataFrame, source: Source, features: FeatureFunction | 
     if sample.empty:
         raise DataError(f"The source ({source.describe()}) has no rows.")
     parity(features, sample.drop(columns=[name for name in keep if name]))
+    if on_raw is not None:
+        on_raw(learn_raw(sample, keep))
     schema = _types_of(frame, sample, apply_features(features, sample, keep))
     by_value = pickled_by_value(features)
 

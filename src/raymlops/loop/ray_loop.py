@@ -21,7 +21,7 @@ from raymlops.clock import SystemClock
 from raymlops.data.assess import assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_dp import prepare_frame
-from raymlops.data.schema import infer_task, learn_contract
+from raymlops.data.schema import Column, infer_task, learn_contract
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
@@ -57,7 +57,13 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
         turn.events.append(pipeline.name, "run_started", {"event_id": event_id})
         try:
             progress.stage("prepare", type(pipeline.source).__name__)
-            frame = prepare_frame(pipeline.source, pipeline.features, settings, progress.note)
+            raw: list[Column] = []
+
+            def keep(columns: tuple[Column, ...]) -> None:
+                raw[:] = columns
+
+            frame = prepare_frame(pipeline.source, pipeline.features, settings, progress.note, on_raw=keep)
+            turn = replace(turn, raw=tuple(raw) or None)
             version = turn.train(frame, event_id, time_column=pipeline.source.time)
         except RaymlopsError as error:
             turn.events.append(
@@ -74,6 +80,7 @@ def _serve(turn: Turn, version: ModelVersion, event_id: str) -> Endpoint:
 
     pipeline, settings = turn.pipeline, turn.settings
     ray_steward.save_pipeline(turn.store, turn.lake, pipeline)
+    turn.store.put("raw", pipeline.name, {"columns": [column.to_dict() for column in turn.raw or ()]})
     engine = ServeEngine(settings)
     engine.start()
     steward = ray_steward.launch(pipeline.name, settings)
@@ -96,6 +103,8 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
     pipeline = ray_steward.load_pipeline(store, lake, name)
     steward = ray_steward.find(name)
     turn = Turn.open(pipeline, settings, _Staged(steward, event_id, progress or Silent()))
+    known = store.get("raw", name) or {"columns": []}
+    turn = replace(turn, raw=tuple(Column.from_dict(item) for item in known["columns"]) or None)
     done = next((item for item in turn.registry.versions(name) if item.event_id == event_id), None)
     try:
         if done is None:
@@ -115,7 +124,7 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one turn works with."""
+    """What one turn works with; ``raw`` is what the features are made of, where that is known."""
 
     pipeline: Pipeline
     settings: Settings
@@ -124,6 +133,7 @@ class Turn:
     lake: Lake
     registry: MlflowRegistry
     events: EventLog
+    raw: tuple[Column, ...] | None = None
 
     @classmethod
     def open(cls, pipeline: Pipeline, settings: Settings, progress: Progress) -> Turn:
@@ -274,7 +284,13 @@ class Turn:
     ) -> GateReport:
         reference = _reference(snapshot, arrays, result)
         build_package(
-            folder, result.estimator, snapshot.contract, self.pipeline.features, reference, {"event_id": event_id}
+            folder,
+            result.estimator,
+            snapshot.contract,
+            self.pipeline.features,
+            reference,
+            {"event_id": event_id},
+            self.raw,
         )
         predictor = Predictor.load(folder)
         champion, saw = self._champion_score(snapshot, objective, arrays)
@@ -338,7 +354,13 @@ class Turn:
             "gate": report.to_dict(),
         }
         build_package(
-            folder, estimator, snapshot.contract, self.pipeline.features, _reference(snapshot, arrays, result), metadata
+            folder,
+            estimator,
+            snapshot.contract,
+            self.pipeline.features,
+            _reference(snapshot, arrays, result),
+            metadata,
+            self.raw,
         )
         key = f"packages/{self.pipeline.name}/{event_id}"
         digest = upload(self.lake, key, folder)
