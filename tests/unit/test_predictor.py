@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make
     assert probabilities[1] < 0.1
     np.testing.assert_array_equal(predictor.score(prediction), prediction)
     assert predictor.version == 7
+
+
+def test_each_batch_goes_to_the_runtime_its_size_asks_for(make: Make) -> None:
+    loaded = make(lambda a: a > 0, "binary")
+    asked: list[tuple[str, int]] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def predict(self, x: Any) -> Any:
+            asked.append((self.name, len(x)))
+            return np.zeros(len(x))
+
+    times = {"onnx": {"1": 1.0, "16": 9.0}, "native": {"1": 2.0, "16": 8.0}}
+    runtimes = {name: Named(name) for name in times}
+    predictor = Predictor(runtimes, loaded.contract, None, replace(loaded.manifest, batch_us=times), Path())
+    for rows in (1, 15, 16, 2000):
+        predictor.predict(np.zeros((rows, 2), dtype=np.float32))
+    assert asked == [("onnx", 1), ("onnx", 15), ("native", 16), ("native", 2000)]
 
 
 def test_a_multiclass_answer_gives_every_classs_probability_in_the_contracts_order(make: Make) -> None:

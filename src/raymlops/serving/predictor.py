@@ -1,4 +1,4 @@
-"""A package loaded for prediction: one row or a million, ONNX Runtime or native, no Ray."""
+"""A package loaded for prediction: one row or a million, ONNX Runtime or native (whichever is faster), no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.schema import DataContract
 from raymlops.errors import ContractViolation, DataError
-from raymlops.registry.package import Manifest, Reference, verify
+from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -34,7 +34,7 @@ class Predictor:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtimes: Mapping[str, Runtime],
         contract: DataContract,
         features: FeatureFunction | None,
         manifest: Manifest,
@@ -44,7 +44,9 @@ class Predictor:
         self.features = features
         self.manifest = manifest
         self.version = 0
-        self._runtime = runtime
+        self._runtimes = runtimes
+        # Which runtime from which number of rows on; the last entry that is reached counts.
+        self._plan = [(rows, runtimes[manifest.runtime_for(rows)]) for rows in BATCH_SIZES]
         self._folder = folder
         self._reference: Reference | None = None
 
@@ -59,15 +61,18 @@ class Predictor:
         root = Path(folder)
         manifest = verify(root, digest)
         contract = DataContract.from_dict(json.loads((root / "contract.json").read_bytes()))
-        if manifest.runtime == "onnx":
-            runtime: Runtime = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
-        else:
-            runtime = load_native(root, manifest.form, contract.task, len(contract.classes))
+        wanted = {manifest.runtime_for(rows) for rows in BATCH_SIZES}
+        runtimes: dict[str, Runtime] = {}
+        if "onnx" in wanted:
+            runtimes["onnx"] = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
+        if "native" in wanted:
+            runtimes["native"] = load_native(root, manifest.form, contract.task, len(contract.classes))
         features = pickle.loads((root / "features.pkl").read_bytes()) if "features.pkl" in manifest.files else None
-        loaded = cls(runtime, contract, features, manifest, root)
+        loaded = cls(runtimes, contract, features, manifest, root)
         loaded.version = version
         # The first call is slow in every library; no request should be the one to pay for it.
-        loaded.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
+        for runtime in runtimes.values():
+            runtime.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
         return loaded
 
     @property
@@ -97,10 +102,16 @@ class Predictor:
 
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
-        if len(x) == 0:
+        count = len(x)
+        if count == 0:
             k = len(self.contract.classes)
             return np.empty((0, k) if self.contract.task == "multiclass" else 0)
-        return self._runtime.predict(x)
+        runtime = self._plan[0][1]
+        for rows, faster in self._plan:
+            if rows > count:
+                break
+            runtime = faster
+        return runtime.predict(x)
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats]:
         """The encoded rows and the prediction for them. Raises :class:`ContractViolation`."""
