@@ -95,11 +95,14 @@ def test_what_was_sent_is_kept_to_the_bit(values: list[tuple[float, int, bool]])
         for name, kind in (("x", "number"), ("n", "integer"), ("b", "boolean"))
     )
     contract = DataContract(columns=columns, label="y", task="regression")
-    _, sent = contract.encode_sent([dict(zip(contract.names, row, strict=True)) for row in values])
+    rows = [dict(zip(contract.names, row, strict=True)) for row in values]
+    _, sent = contract.encode_sent([*rows, dict.fromkeys(contract.names)])
     if any(abs(n) >= 2**53 for _, n, _ in values):
         assert sent is None
     else:
-        np.testing.assert_array_equal(sent, np.array(values, dtype=float))
+        assert sent is not None
+        np.testing.assert_array_equal(sent.values[:-1], np.array(values, dtype=float))
+        assert np.isnan(sent.values[-1]).all()
 
 
 @given(

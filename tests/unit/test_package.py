@@ -201,7 +201,7 @@ def test_a_package_loads_without_ray_and_without_the_users_module(tmp_path: Path
     source.unlink()
     program = (
         "import sys; from raymlops.serving.predictor import Predictor\n"
-        f"x, p = Predictor.load({str(tmp_path / 'package')!r}).predict_rows([{{'a': 1.0, 'b': 0.5, 'c': 'x'}}])\n"
+        f"x, p, _ = Predictor.load({str(tmp_path / 'package')!r}).predict_rows([{{'a': 1.0, 'b': 0.5, 'c': 'x'}}])\n"
         "heavy = {'ray', 'pyspark', 'mlflow', 'optuna', 'skl2onnx', 'onnxmltools'} & set(sys.modules)\n"
         "print(float(x[0, 0]), len(p), sorted(heavy))"
     )

@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Make:
 
 def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make) -> None:
     predictor = make(lambda a: np.where(a > 0, "yes", "no"), "binary")
-    x, prediction = predictor.predict_rows([{"a": 2.0, "c": "x"}, {"a": -2.0, "c": "y"}])
+    x, prediction, _ = predictor.predict_rows([{"a": 2.0, "c": "x"}, {"a": -2.0, "c": "y"}])
     assert x.dtype == np.float32
     predictions, probabilities = predictor.answer(prediction)
     assert predictions == ["yes", "no"]
@@ -75,7 +75,7 @@ def test_each_batch_goes_to_the_runtime_its_size_asks_for(make: Make) -> None:
 
 def test_a_multiclass_answer_gives_every_classs_probability_in_the_contracts_order(make: Make) -> None:
     predictor = make(lambda a: np.digitize(a, [-0.5, 0.5]) * 10, "multiclass")
-    _, prediction = predictor.predict_rows([{"a": -2.0, "c": "x"}, {"a": 0.0, "c": "x"}, {"a": 2.0, "c": "x"}])
+    _, prediction, _ = predictor.predict_rows([{"a": -2.0, "c": "x"}, {"a": 0.0, "c": "x"}, {"a": 2.0, "c": "x"}])
     predictions, probabilities = predictor.answer(prediction)
     assert predictions == [0, 10, 20]
     assert np.shape(probabilities) == (3, 3)
@@ -109,7 +109,7 @@ def _ratio(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_features_are_made_for_requests_too(make: Make) -> None:
     predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", features=_ratio)
-    x, _ = predictor.predict_rows([{"a": 1.5, "c": "x"}])
+    x, _, _ = predictor.predict_rows([{"a": 1.5, "c": "x"}])
     assert predictor.contract.names == ("a", "c", "double")
     assert x[0, 2] == 3.0
 

@@ -54,6 +54,14 @@ class Column:
     categories: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """Rows as they were sent: ``values`` float64 ``(n_rows, n_features)``, NaN for null. No column is a category."""
+
+    columns: tuple[Column, ...]
+    values: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Columns that are encoded together: those of one kind, and each category by itself."""
@@ -199,10 +207,8 @@ class DataContract:
         """
         return self.encode_sent(rows)[0]
 
-    def encode_sent(
-        self, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64] | None]:
-        """As :meth:`encode_rows`, and the values as they were sent, float64 of the same shape, NaN for null.
+    def encode_sent(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Sent | None]:
+        """As :meth:`encode_rows`, and the values as they were sent.
 
         The second is ``None`` where a float64 does not hold what was sent: text, whole numbers from 2**53 on, and rows
         that only the slower, explaining path took. Raises what :meth:`encode_rows` raises.
@@ -226,9 +232,9 @@ class DataContract:
             if (~finite & plan.strict).any():
                 return self._encode_slowly(rows), None
             out[np.isinf(out)] = np.nan
-        return out, None if plan.textual or (
-            plan.integers and np.abs(whole[:, plan.integers]).max() >= 2**53
-        ) else whole
+        if plan.textual or (plan.integers and (np.abs(whole[:, plan.integers]) >= 2**53).any()):
+            return out, None
+        return out, Sent(self.columns, whole)
 
     def _encode_slowly(self, rows: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Each value on its own, with the reason when it fails; accepts NumPy scalars and whole floats for integers."""

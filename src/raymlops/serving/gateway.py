@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -26,6 +26,7 @@ from raymlops.errors import (
     UnknownRequest,
 )
 from raymlops.serving.analysis import VariantStats
+from raymlops.serving.batching import Answer
 from raymlops.serving.http import (
     ClientGone,
     Deadline,
@@ -39,17 +40,19 @@ from raymlops.serving.http import (
     read_body,
     respond,
 )
+from raymlops.serving.logfile import Served
 from raymlops.serving.protocol import (
     PredictRequest,
     check_media,
     describe_model,
+    dump,
     format_infer,
     parse_infer,
     parse_labels,
     parse_rows,
     request_id_of,
 )
-from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder, Served, Sink
+from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder, Sink
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.serving.variants import CHALLENGER_TIMEOUT_S, Challengers, PackageSource, Variants
@@ -221,35 +224,41 @@ class Gateway:
     # --- predictions --------------------------------------------------------------------------------
 
     async def _predict(self, request: Request) -> Response:
-        parsed = parse_rows(request.body, self.limits.max_rows)
-        served = await self._serve(parsed, request.headers)
-        body = {
-            "request_id": served.request_id,
-            "version": served.version,
-            "variant": served.variant,
-            "predictions": served.answer.predictions,
-            "probabilities": served.answer.probabilities,
-        }
-        return json_response(body, headers=_served_headers(served))
+        return await self.answer_rows(parse_rows(request.body, self.limits.max_rows), request.headers)
+
+    async def answer_rows(
+        self, parsed: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None = None
+    ) -> Response:
+        """The answer to rows; ``challenger`` was picked for them already, if one was.
+
+        Raises what :meth:`raymlops.serving.variants.Variants.answer` raises.
+        """
+        own, version, variant, answer = await self._serve(parsed, headers, challenger)
+        return rows_response(own, version, variant, answer.predictions, answer.probabilities)
 
     async def _infer(self, request: Request) -> Response:
         columns = self._variants.require_champion().model.contract.names
         parsed = parse_infer(request.body, columns, self.limits.max_rows)
-        served = await self._serve(parsed, request.headers)
-        answer = served.answer
-        body = format_infer(self.endpoint, served.version, served.request_id, answer.predictions, answer.probabilities)
-        return json_response(body, headers=_served_headers(served))
+        own, version, variant, answer = await self._serve(parsed, request.headers)
+        body = format_infer(self.endpoint, version, own, answer.predictions, answer.probabilities)
+        return json_response(body, headers=_served_headers(own, version, variant))
 
-    async def _serve(self, request: PredictRequest, headers: dict[bytes, bytes]) -> Served:
+    async def _serve(
+        self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None = None
+    ) -> tuple[str, int, str, Answer]:
         """Choose the variant, get its answer or the champion's in its place, and remember it."""
         started = time.perf_counter()
-        self._variants.require_champion()
-        own = request.request_id or request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
-        version, variant, answer = await self._variants.answer(request)
-        now = time.perf_counter()
-        served = Served(own, request.rows, answer, version, variant, self._clock.now(), (now - started) * 1000.0)
-        self._recorder.served(served)
-        return served
+        variants, recorder = self._variants, self._recorder
+        variants.require_champion()
+        if challenger is None:
+            challenger = variants.pick(request)
+        version, variant, answer = await variants.answer_as(request, challenger)
+        took_ms = (time.perf_counter() - started) * 1000.0
+        given: int | str = request.request_id or request_id_of(headers.get(b"x-request-id")) or recorder.number()
+        count = len(request.rows)
+        rows = request.rows if answer.sent is None else ()
+        recorder.served(Served((given,), (count,), rows, answer, version, variant, self._clock.now(), took_ms))
+        return given if isinstance(given, str) else recorder.text(given), version, variant, answer
 
     # --- labels -------------------------------------------------------------------------------------
 
@@ -330,9 +339,23 @@ class Gateway:
         return json_response(describe_model(self.endpoint, [champion.version], columns, contract.task))
 
 
-def _served_headers(served: Served) -> tuple[tuple[bytes, bytes], ...]:
+def rows_response(
+    request_id: str, version: int, variant: str, predictions: list[Any], probabilities: list[Any] | None
+) -> Response:
+    """What a client that sent rows reads."""
+    body = {
+        "request_id": request_id,
+        "version": version,
+        "variant": variant,
+        "predictions": predictions,
+        "probabilities": probabilities,
+    }
+    return Response(200, dump(body), _served_headers(request_id, version, variant))
+
+
+def _served_headers(request_id: str, version: int, variant: str) -> tuple[tuple[bytes, bytes], ...]:
     return (
-        (b"x-request-id", served.request_id.encode()),
-        (b"x-raymlops-version", b"%d" % served.version),
-        (b"x-raymlops-variant", served.variant.encode()),
+        (b"x-request-id", request_id.encode()),
+        (b"x-raymlops-version", b"%d" % version),
+        (b"x-raymlops-variant", variant.encode()),
     )

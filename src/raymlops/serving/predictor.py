@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.features import FeatureFunction, apply_features
-from raymlops.data.schema import DataContract
+from raymlops.data.schema import DataContract, Sent
 from raymlops.errors import ContractViolation, DataError
 from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
@@ -89,16 +89,18 @@ class Predictor:
         ------
         ContractViolation : rows that break the contract, or that ``features`` cannot work on
         """
+        return self._encode(rows)[0]
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Sent | None]:
         if self.features is None:
-            encoded: npt.NDArray[np.float32] = self.contract.encode_rows(rows)
-            return encoded
+            return self.contract.encode_sent(rows)
         import pandas as pd
 
         try:
             made = apply_features(self.features, pd.DataFrame(list(rows)))
         except DataError as error:
             raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
-        return self.contract.encode(made)
+        return self.contract.encode(made), None
 
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
@@ -113,10 +115,13 @@ class Predictor:
             runtime = faster
         return runtime.predict(x)
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats]:
-        """The encoded rows and the prediction for them. Raises :class:`ContractViolation`."""
-        x = self.encode(rows)
-        return x, self.predict(x)
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:
+        """The encoded rows, the prediction for them, and the rows as they were sent when no ``features`` work on them.
+
+        Raises :class:`ContractViolation`.
+        """
+        x, sent = self._encode(rows)
+        return x, self.predict(x), sent
 
     def score(self, prediction: Floats) -> npt.NDArray[np.float64]:
         """One number a row ``(n,)``, as the log and the monitor keep it: positive probability, class index, or value."""

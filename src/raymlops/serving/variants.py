@@ -147,6 +147,14 @@ class Variants:
 
         return ask
 
+    def pick(self, request: PredictRequest) -> int | None:
+        """The challenger when the table in force draws it for this request (or for a copy of it), else ``None``."""
+        split = self._split
+        if split is None or split.challenger is None or split.weight == 0.0:
+            return None
+        u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{split.challenger}")
+        return split.challenger if split.pick(u) == split.challenger else None
+
     # --- who answers ---------------------------------------------------------------------------------
 
     async def answer(self, request: PredictRequest) -> tuple[int, str, Answer]:
@@ -158,14 +166,13 @@ class Variants:
         ContractViolation : the rows break the contract, or the features function cannot take them
         ModelFault : the champion failed, or its prediction is not finite
         """
-        split = self._split
-        if split is None or split.challenger is None or split.weight == 0.0:
+        return await self.answer_as(request, self.pick(request))
+
+    async def answer_as(self, request: PredictRequest, challenger: int | None) -> tuple[int, str, Answer]:
+        """As :meth:`answer`, when :meth:`pick` has been asked already."""
+        if challenger is None or self._split is None:
             return await self._ask_champion(request.rows)
-        challenger = split.challenger
-        u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{challenger}")
-        if split.pick(u) != challenger:
-            return await self._ask_champion(request.rows)
-        if split.shadow:
+        if self._split.shadow:
             self._shadow(challenger, request.rows)
             return await self._ask_champion(request.rows)
         return await self._ask_challenger(challenger, request.rows)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.data.schema import Column, DataContract
+from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.protocol import Row
 
@@ -46,14 +46,14 @@ class FakeModel:
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return np.full(len(x), self.probability)
 
-    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        x = self.contract.encode_rows(rows)
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], Sent | None]:
+        x, sent = self.contract.encode_sent(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
         if self.fault == "slow":
             time.sleep(1.0)
-        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x)
+        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x), sent
 
     def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return np.asarray(prediction, dtype=np.float64)
