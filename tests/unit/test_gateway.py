@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
+from raymlops.blocks import Block
 from raymlops.clock import ManualClock
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.served import LOG_COLUMNS, read_labelled
@@ -834,10 +835,14 @@ def test_the_flusher_runs_from_startup_to_shutdown(run: Callable[..., None]) -> 
     run(scenario)
 
 
-def test_predictions_rows_without_a_finite_score_are_kept_without_one() -> None:
+def test_rows_without_a_finite_score_are_kept_without_one() -> None:
     from raymlops.serving.batching import answer_rows
-    from raymlops.serving.recorder import Served, _prediction_rows
+    from raymlops.serving.logfile import Served, packed
 
-    answer = answer_rows(FakeModel(fault="nan"), [ROW])
-    (row,) = _prediction_rows([Served("r", [ROW], answer, 1, "champion", 5.0, 1.0)])
+    answer = answer_rows(FakeModel(fault="nan"), [ROW, ROW])
+    block, (row,) = packed("0" * 16, [Served(["r", 9], [1, 1], [ROW, ROW], answer, 1, "champion", 5.0, 1.0)])
     assert row == PredictionRow(request_id="r", row_index=0, version=1, variant="champion", score=None, served_at=5.0)
+    assert block is not None
+    (other,) = Block.from_bytes(block.to_bytes()).rows(9)
+    assert PredictionRow(**other) == replace(row, request_id=f"{'0' * 16}-9")
+    assert block.rows(8) == []

@@ -39,13 +39,15 @@ from raymlops.serving.http import (
     json_response,
     read_body,
     respond,
+    rows_response,
+    served_headers,
 )
+from raymlops.serving.lane import Lane
 from raymlops.serving.logfile import Served
 from raymlops.serving.protocol import (
     PredictRequest,
     check_media,
     describe_model,
-    dump,
     format_infer,
     parse_infer,
     parse_labels,
@@ -98,6 +100,7 @@ class Gateway:
         self._errors = 0
         self._started = self._clock.monotonic()
         self._routes = self._table()
+        self.lane = Lane(endpoint, self._variants, self._recorder, self.limits, self._clock)
 
     def _table(self) -> dict[str, dict[str, Callable[[Request], Awaitable[Response]]]]:
         model = f"/v2/models/{self.endpoint}"
@@ -169,6 +172,17 @@ class Gateway:
 
         return await self._counted({"method": method, "path": path, "headers": headers}, receive)
 
+    async def answer_parsed(self, parsed: PredictRequest, request_id: str | None, challenger: int | None) -> Response:
+        """Rows that :attr:`lane` left to the usual way, for the ``challenger`` it picked or for the champion."""
+        self._in_flight += 1
+        headers = {} if request_id is None else {b"x-request-id": request_id.encode()}
+        try:
+            response = await self._guarded(self._answer_rows(parsed, headers, challenger), f"rows for {challenger}")
+        finally:
+            self._in_flight -= 1
+        self._errors += response.status >= 500
+        return response
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._counted(scope, receive)
@@ -186,17 +200,13 @@ class Gateway:
         return response
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        return await self._guarded(self._handle(scope, receive), f"{scope['method']} {scope['path']}")
+
+    async def _guarded(self, work: Awaitable[Response], what: str) -> Response:
+        """The answer within the deadline, or the error's."""
         try:
-            handler = self._find(scope["path"], scope["method"])
-            if self._in_flight > MAX_IN_FLIGHT:
-                raise Overloaded(f"{self.endpoint} is answering {MAX_IN_FLIGHT} requests already. Try again later.")
             async with Deadline(self.limits.deadline):
-                body = b""
-                if scope["method"] == "POST":
-                    check_media(headers)
-                    body = await read_body(headers, receive, self.limits.max_body_bytes)
-                return await handler(Request(headers, body))
+                return await work
         except MethodNotAllowed as error:
             return error_response(error, ((b"allow", ", ".join(error.details["allow"]).encode()),))
         except RaymlopsError as error:
@@ -204,8 +214,19 @@ class Gateway:
         except ClientGone:
             raise
         except Exception:
-            log.exception("%s: %s %s failed", self.endpoint, scope["method"], scope["path"])
+            log.exception("%s: %s failed", self.endpoint, what)
             return error_response(RaymlopsError("The gateway failed on this request; its log says why."))
+
+    async def _handle(self, scope: Scope, receive: Receive) -> Response:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        handler = self._find(scope["path"], scope["method"])
+        if self._in_flight > MAX_IN_FLIGHT:
+            raise Overloaded(f"{self.endpoint} is answering {MAX_IN_FLIGHT} requests already. Try again later.")
+        body = b""
+        if scope["method"] == "POST":
+            check_media(headers)
+            body = await read_body(headers, receive, self.limits.max_body_bytes)
+        return await handler(Request(headers, body))
 
     def _find(self, path: str, method: str) -> Callable[[Request], Awaitable[Response]]:
         own = f"/{self.endpoint}/"
@@ -224,35 +245,30 @@ class Gateway:
     # --- predictions --------------------------------------------------------------------------------
 
     async def _predict(self, request: Request) -> Response:
-        return await self.answer_rows(parse_rows(request.body, self.limits.max_rows), request.headers)
+        parsed = parse_rows(request.body, self.limits.max_rows)
+        return await self._answer_rows(parsed, request.headers, self._variants.pick(parsed))
 
-    async def answer_rows(
-        self, parsed: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None = None
+    async def _answer_rows(
+        self, parsed: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None
     ) -> Response:
-        """The answer to rows; ``challenger`` was picked for them already, if one was.
-
-        Raises what :meth:`raymlops.serving.variants.Variants.answer` raises.
-        """
         own, version, variant, answer = await self._serve(parsed, headers, challenger)
         return rows_response(own, version, variant, answer.predictions, answer.probabilities)
 
     async def _infer(self, request: Request) -> Response:
         columns = self._variants.require_champion().model.contract.names
         parsed = parse_infer(request.body, columns, self.limits.max_rows)
-        own, version, variant, answer = await self._serve(parsed, request.headers)
+        own, version, variant, answer = await self._serve(parsed, request.headers, self._variants.pick(parsed))
         body = format_infer(self.endpoint, version, own, answer.predictions, answer.probabilities)
-        return json_response(body, headers=_served_headers(own, version, variant))
+        return json_response(body, headers=served_headers(own, version, variant))
 
     async def _serve(
-        self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None = None
+        self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None
     ) -> tuple[str, int, str, Answer]:
-        """Choose the variant, get its answer or the champion's in its place, and remember it."""
+        """Get the answer of the challenger that was picked, or the champion's, and remember it."""
         started = time.perf_counter()
         variants, recorder = self._variants, self._recorder
         variants.require_champion()
-        if challenger is None:
-            challenger = variants.pick(request)
-        version, variant, answer = await variants.answer_as(request, challenger)
+        version, variant, answer = await variants.answer(request, challenger)
         took_ms = (time.perf_counter() - started) * 1000.0
         given: int | str = request.request_id or request_id_of(headers.get(b"x-request-id")) or recorder.number()
         count = len(request.rows)
@@ -310,7 +326,7 @@ class Gateway:
             "loaded": self._variants.loaded,
             "rows": self._recorder.rows,
             "requests": every.requests,
-            "errors": self._errors,
+            "errors": self._errors + self.lane.errors,
             "dropped": self._recorder.dropped,
             "labels": self._labels.stored,
             "uptime_s": self._clock.monotonic() - self._started,
@@ -337,25 +353,3 @@ class Gateway:
         contract = champion.model.contract
         columns = [(column.name, column.kind) for column in contract.columns]
         return json_response(describe_model(self.endpoint, [champion.version], columns, contract.task))
-
-
-def rows_response(
-    request_id: str, version: int, variant: str, predictions: list[Any], probabilities: list[Any] | None
-) -> Response:
-    """What a client that sent rows reads."""
-    body = {
-        "request_id": request_id,
-        "version": version,
-        "variant": variant,
-        "predictions": predictions,
-        "probabilities": probabilities,
-    }
-    return Response(200, dump(body), _served_headers(request_id, version, variant))
-
-
-def _served_headers(request_id: str, version: int, variant: str) -> tuple[tuple[bytes, bytes], ...]:
-    return (
-        (b"x-request-id", request_id.encode()),
-        (b"x-raymlops-version", b"%d" % version),
-        (b"x-raymlops-variant", variant.encode()),
-    )

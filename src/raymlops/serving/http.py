@@ -52,6 +52,29 @@ def error_response(error: RaymlopsError, headers: tuple[Header, ...] = ()) -> Re
     return Response(status, error_body(error), headers)
 
 
+def rows_response(
+    request_id: str, version: int, variant: str, predictions: list[Any], probabilities: list[Any] | None
+) -> Response:
+    """What a client that sent rows reads."""
+    body = {
+        "request_id": request_id,
+        "version": version,
+        "variant": variant,
+        "predictions": predictions,
+        "probabilities": probabilities,
+    }
+    return Response(200, dump(body), served_headers(request_id, version, variant))
+
+
+def served_headers(request_id: str, version: int, variant: str) -> tuple[Header, ...]:
+    """Who answered, on every answer."""
+    return (
+        (b"x-request-id", request_id.encode()),
+        (b"x-raymlops-version", b"%d" % version),
+        (b"x-raymlops-variant", variant.encode()),
+    )
+
+
 async def respond(send: Send, response: Response) -> None:
     await send(
         {

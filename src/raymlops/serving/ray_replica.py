@@ -35,6 +35,7 @@ from raymlops.serving.http import (
     read_body,
     respond,
 )
+from raymlops.serving.listener import DRAIN_S, make_server
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
 from raymlops.serving.recorder import without_rows
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 10.0
 RETRY_S = 0.5
-DRAIN_S = 5
 MAX_UNREAD_BATCHES = 8
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _MODEL_PATH = re.compile(r"/v2/models/([a-z0-9][a-z0-9_-]{0,62})(?:/|$)")
@@ -237,18 +237,7 @@ class GatewayReplica:
             raise ConfigError(
                 f"The gateway of {self._endpoint!r} cannot listen on {self._host}:{port}: {error}. Give port=0."
             ) from error
-        config = uvicorn.Config(
-            self._gateway,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_S,
-            backlog=2048,
-        )
-        self._listener = uvicorn.Server(config)
+        self._listener = make_server(self._gateway, f"/{self._endpoint}/predict")
         self._listening = asyncio.ensure_future(self._listener.serve(sockets=[listener]))
 
     async def _follow(self) -> None:

@@ -157,8 +157,8 @@ class Variants:
 
     # --- who answers ---------------------------------------------------------------------------------
 
-    async def answer(self, request: PredictRequest) -> tuple[int, str, Answer]:
-        """Version, variant and answer for a request, by the table in force.
+    async def answer(self, request: PredictRequest, challenger: int | None) -> tuple[int, str, Answer]:
+        """Version, variant and answer for a request; ``challenger`` is what :meth:`pick` said for it.
 
         Raises
         ------
@@ -166,10 +166,6 @@ class Variants:
         ContractViolation : the rows break the contract, or the features function cannot take them
         ModelFault : the champion failed, or its prediction is not finite
         """
-        return await self.answer_as(request, self.pick(request))
-
-    async def answer_as(self, request: PredictRequest, challenger: int | None) -> tuple[int, str, Answer]:
-        """As :meth:`answer`, when :meth:`pick` has been asked already."""
         if challenger is None or self._split is None:
             return await self._ask_champion(request.rows)
         if self._split.shadow:

@@ -1,0 +1,203 @@
+"""The gateway's own listener: uvicorn, with a shorter way for plain requests (:mod:`raymlops.serving.lane`).
+
+HTTP stays in uvicorn's and httptools' hands: parsing, keep-alive, pipelining, draining. Only the step from a parsed request
+to the application is another one, and only when the whole request came in one read and asks for nothing special.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from raymlops.serving.http import Response, Scope, Send
+from raymlops.serving.lane import Lane
+from raymlops.serving.protocol import PredictRequest, request_id_of
+
+if TYPE_CHECKING:
+    from raymlops.serving.gateway import Gateway
+
+KEEP_ALIVE_S = 75
+DRAIN_S = 5
+
+# Headers that ask nothing of the gateway. A request with any other one goes the usual way, which looks at all of them.
+_PLAIN = frozenset(
+    (
+        b"host",
+        b"user-agent",
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"connection",
+        b"forwarded",
+        b"traceparent",
+        b"tracestate",
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-real-ip",
+    )
+)
+
+
+class _Call:
+    """One request on the short way. To uvicorn's connection it is a cycle like its own."""
+
+    __slots__ = (
+        "_protocol",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "request_id",
+        "response_complete",
+    )
+
+    def __init__(self, protocol: FastProtocol, request_id: str | None) -> None:
+        self._protocol, self.request_id = protocol, request_id
+        self.body = b""
+        self.more_body = self.keep_alive = True
+        self.response_complete = self.disconnected = False
+        self.message_event = protocol.nobody_waits
+
+    def answer(self, response: Response) -> None:
+        """Write the response; once."""
+        if not self.response_complete:
+            self.response_complete = True
+            self._protocol.write_response(self, response)
+
+    def detour(self, parsed: PredictRequest, challenger: int | None) -> None:
+        self._protocol.detour(self, parsed, challenger)
+
+
+class FastProtocol(HttpToolsProtocol):
+    """uvicorn's connection with the lane beside it."""
+
+    lane: Lane
+    gateway: Gateway
+    urls: frozenset[bytes]
+    nobody_waits: asyncio.Event
+
+    def on_message_begin(self) -> None:
+        # uvicorn makes the scope here; the short way needs none.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
+    def on_headers_complete(self) -> None:
+        cycle: Any = self.cycle
+        if (self.url in self.urls) and (cycle is None or cycle.response_complete):
+            call = self._plain()
+            if call is not None:
+                self.cycle = call  # type: ignore[assignment]
+                return
+        self._usual_way()
+
+    def _usual_way(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+
+    def _plain(self) -> _Call | None:
+        """The call, when nothing about the request is special."""
+        parser = self.parser
+        if parser.get_method() != b"POST" or parser.should_upgrade() or not parser.should_keep_alive():
+            return None
+        if self.expect_100_continue or parser.get_http_version() != "1.1":
+            return None
+        request_id = None
+        for name, value in self.headers:
+            if name in _PLAIN:
+                continue
+            if name == b"content-type":
+                if value != b"application/json":
+                    return None
+            elif name == b"content-length":
+                if len(value) > 18 or int(value) > self.lane.limits.max_body_bytes:
+                    return None
+            elif name == b"x-request-id":
+                request_id = request_id_of(value)
+            else:
+                return None
+        return _Call(self, request_id)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        call: Any = self.cycle
+        if type(call) is _Call and not call.response_complete:
+            self.lane.submit(call)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        call: Any = self.cycle
+        if type(call) is _Call and call.more_body and self.parser is not None and not self.transport.is_closing():
+            # The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits.
+            self.cycle = None  # type: ignore[assignment]
+            self._usual_way()
+            super().on_body(call.body)
+
+    def write_response(self, call: _Call, response: Response) -> None:
+        """One write a response; then what uvicorn does after one."""
+        transport = self.transport
+        if transport.is_closing():
+            return
+        parts = [STATUS_LINE[response.status]]
+        for name, value in (*self.server_state.default_headers, *response.headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not call.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(response.body))
+        parts.append(response.body)
+        transport.write(b"".join(parts))
+        if not call.keep_alive or (b"connection", b"close") in response.headers:
+            transport.close()
+        self.on_response_complete()
+
+    def detour(self, call: _Call, parsed: PredictRequest, challenger: int | None) -> None:
+        task = self.loop.create_task(self._detour(call, parsed, challenger))
+        self.tasks.add(task)  # uvicorn waits for them when it drains
+        task.add_done_callback(self.tasks.discard)
+
+    async def _detour(self, call: _Call, parsed: PredictRequest, challenger: int | None) -> None:
+        call.answer(await self.gateway.answer_parsed(parsed, call.request_id, challenger))
+
+
+def make_server(gateway: Gateway, path: str) -> uvicorn.Server:
+    """A uvicorn server for a gateway, to be run with ``serve(sockets=…)`` on the gateway's own event loop.
+
+    ``path`` is where the endpoint takes rows; ``/predict`` does as well.
+    """
+    protocol = type(
+        "GatewayProtocol",
+        (FastProtocol,),
+        {
+            "lane": gateway.lane,
+            "gateway": gateway,
+            "urls": frozenset((path.encode(), b"/predict")),
+            "nobody_waits": asyncio.Event(),
+        },
+    )
+
+    # uvicorn tells ASGI 3 from ASGI 2 by looking at functions only.
+    async def application(scope: Scope, receive: Any, send: Send) -> None:
+        await gateway(scope, receive, send)
+
+    config = uvicorn.Config(
+        application,
+        http=protocol,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        backlog=2048,
+    )
+    return uvicorn.Server(config)

@@ -1,0 +1,299 @@
+"""The gateway's listener over real sockets: the short way gives the answers of the usual one, however requests arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymlops.clock import ManualClock
+from raymlops.lake import Lake
+from raymlops.serving.analysis import VariantStats
+from raymlops.serving.gateway import Gateway
+from raymlops.serving.lane import Lane
+from raymlops.serving.listener import make_server
+from raymlops.serving.spec import Serving
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.store import Store
+from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
+
+ROW = {"a": 0.5, "b": 0.25, "c": "x"}
+CHAMPION = TrafficSplit(number=1, champion=1)
+Answer = tuple[int, dict[str, str], Any]
+
+
+def request(body: Any, *headers: str, path: str = "/churn/predict", method: str = "POST") -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"{method} {path} HTTP/1.1", "host: here", f"content-length: {len(content)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def rows(*given: Any, **more: Any) -> dict[str, Any]:
+    return {"rows": list(given), **more}
+
+
+async def read(reader: asyncio.StreamReader) -> Answer:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:] if line)}
+    return int(head[0].split()[1]), headers, json.loads(await reader.readexactly(int(headers["content-length"])))
+
+
+class World:
+    """A gateway behind its listener."""
+
+    def __init__(self, folder: Path, split: TrafficSplit | None, limits: Serving | None) -> None:
+        self.models = {1: FakeModel(0.25), 2: FakeModel(0.75)}
+        self.store, self.sink = Store(f"sqlite:///{folder}/s.db"), ListSink()
+        self.gateway = Gateway(
+            "churn",
+            packages=FakePackages(v1=self.models[1]),
+            challengers=FakeChallengers(self.models),
+            store=self.store,
+            files=Lake(str(folder / "lake")),
+            sink=self.sink,
+            limits=limits,
+            clock=ManualClock(1_700_000_000.0),
+        )
+        self.split = split
+        self.short = 0
+
+    async def __aenter__(self) -> World:
+        if self.split is not None:
+            await self.gateway.apply(self.split)
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        self.server = make_server(self.gateway, "/churn/predict")
+        self.serving = asyncio.ensure_future(self.server.serve(sockets=[listener]))
+        while not self.server.started:
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        await self.serving
+        await self.gateway.close()
+        self.store.close()
+
+    async def ask(self, *parts: bytes, answers: int = 1) -> list[Answer]:
+        """Send the parts, each in its own segment, and read so many answers."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.01 if len(parts) > 1 else 0)
+        found = [await asyncio.wait_for(read(reader), 5) for _ in range(answers)]
+        writer.close()
+        return found
+
+    def figures(self) -> dict[int, VariantStats]:
+        total: dict[int, VariantStats] = {}
+        for batch in self.sink.batches:
+            for version, stats in batch["stats"].items():
+                total[version] = total.get(version, VariantStats()) + VariantStats.from_dict(stats)
+        return total
+
+
+Scenario = Callable[[World], Awaitable[None]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a scenario and says how many requests took the short way."""
+    taken: list[object] = []
+    submit = Lane.submit
+
+    def counted(lane: Lane, call: Any) -> None:
+        taken.append(call)
+        submit(lane, call)
+
+    monkeypatch.setattr(Lane, "submit", counted)
+
+    def go(scenario: Scenario, split: TrafficSplit | None = CHAMPION, limits: Serving | None = None) -> int:
+        async def main() -> None:
+            async with World(tmp_path, split, limits) as world:
+                await scenario(world)
+
+        asyncio.run(main())
+        return len(taken)
+
+    return go
+
+
+@pytest.mark.parametrize(
+    ("sent", "short"),
+    [
+        (request(rows(ROW, request_id="r")), 1),
+        (request(rows(ROW), "x-request-id: r", "content-type: application/json"), 1),
+        (request(rows(ROW, request_id="r"), path="/predict"), 1),
+        (request(rows(*[ROW] * 300, request_id="r")), 1),
+        (request(rows({**ROW, "a": "1"})), 1),
+        (request(rows([1])), 1),
+        (request(b""), 1),
+        (request(b"{"), 1),
+        (request(rows(*[ROW] * 400)), 1),
+        (request(rows(ROW, request_id="bad id")), 1),
+        (request(rows(ROW), "content-type: text/csv"), 0),
+        (request(rows(ROW), "content-encoding: gzip"), 0),
+        (request(rows(ROW, request_id="r"), "content-type: application/json; charset=utf-8"), 0),
+        (request(rows(ROW, request_id="r"), "authorization: Bearer x"), 0),
+        (request(rows(ROW, request_id="r"), "connection: close"), 0),
+        (request(rows(ROW, request_id="r"), path="/churn/predict?x=1"), 0),
+        (request(b" " * 60_000), 0),
+        (request(b"", path="/churn/status", method="PUT"), 0),
+    ],
+)
+def test_both_ways_give_the_same_answer(run: Callable[..., int], sent: bytes, short: int) -> None:
+    async def scenario(world: World) -> None:
+        ((status, headers, body),) = await world.ask(sent)
+        head, _, content = sent.partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        method, path, _ = first.decode().split()
+        asked = [tuple(line.split(b": ", 1)) for line in lines]
+        usual = await world.gateway.handle(method, path.partition("?")[0], asked, content)
+        assert (status, body) == (usual.status, json.loads(usual.body))
+        assert headers["content-type"] == "application/json"
+        for name, value in usual.headers:
+            assert headers[name.decode()] == value.decode()
+
+    assert run(scenario, limits=Serving(max_rows=350, max_body_bytes=50_000)) == short
+
+
+def test_without_a_champion_it_says_when_to_come_back(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        ((status, headers, body),) = await world.ask(request(rows(ROW)))
+        assert (status, headers["retry-after"], body["error"]["code"]) == (503, "1", "not_ready")
+
+    assert run(scenario, split=None) == 1
+
+
+@pytest.mark.parametrize("cuts", [(1,), (40,), (70, 90), (120,), (150, 160, 170)])
+def test_a_request_in_pieces_is_answered_as_one(run: Callable[..., int], cuts: tuple[int, ...]) -> None:
+    async def scenario(world: World) -> None:
+        whole = request(rows(ROW, request_id="r"), "user-agent: a-client-of-some-length")
+        edges = [0, *cuts, len(whole)]
+        ((status, _, body),) = await world.ask(*(whole[a:b] for a, b in itertools.pairwise(edges)))
+        assert (status, body["request_id"], body["probabilities"]) == (200, "r", [0.25])
+
+    run(scenario)
+
+
+def test_pipelined_requests_are_answered_in_order(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        sent = [request(rows(ROW, request_id=f"r{i}")) for i in range(20)]
+        sent[7] = request(rows("no"))
+        sent[9] = request(b"", path="/churn/status", method="GET")
+        answers = await world.ask(b"".join(sent), answers=20)
+        assert [body.get("request_id") for _, _, body in answers] == [
+            None if i in (7, 9) else f"r{i}" for i in range(20)
+        ]
+        assert [status for status, _, _ in answers][7:10] == [400, 200, 200]
+
+    assert run(scenario) >= 1
+
+
+def test_many_requests_on_one_connection(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        for i in range(50):
+            writer.write(request(rows(ROW, request_id=f"r{i}")))
+            assert (await read(reader))[2]["request_id"] == f"r{i}"
+        writer.close()
+
+    assert run(scenario) == 50
+
+
+def test_requests_of_one_tick_are_predicted_together_and_bad_ones_apart(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        world.models[1].batches.clear()
+        bodies = [rows(ROW, request_id=f"r{i}") for i in range(30)]
+        bodies[3] = rows({"a": 1})
+        answers = await asyncio.gather(*(world.ask(request(body)) for body in bodies))
+        assert [status for ((status, _, _),) in answers] == [422 if i == 3 else 200 for i in range(30)]
+        assert sum(world.models[1].batches) == 29
+        await world.gateway.close()
+        assert world.figures()[1].requests == 29
+        assert world.store.counts("churn")["predictions"] == 29
+        assert world.gateway.status()["errors"] == 0
+
+    assert run(scenario) == 30
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan"])
+def test_a_champion_that_fails(run: Callable[..., int], fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.models[1].fault = fault
+        answers = await asyncio.gather(*(world.ask(request(rows(ROW))) for _ in range(4)))
+        assert {(status, body["error"]["code"]) for ((status, _, body),) in answers} == {(500, "model")}
+        await world.gateway.close()
+        found = world.figures()[1]
+        assert (found.requests, found.errors, found.nonfinite) == (4, 4, 4 if fault == "nan" else 0)
+        assert world.gateway.status()["errors"] == 4
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario)
+
+
+def test_a_fault_of_the_gateway_itself_is_answered(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr(world.models[1], "score", lambda prediction: "no numbers")
+        monkeypatch.setattr(world.gateway.lane, "_deliver", lambda *_: 1 / 0)
+        ((status, _, body),) = await world.ask(request(rows(ROW)))
+        assert (status, body["error"]["code"]) == (
+            500,
+            "internal" if "internal" in str(body) else body["error"]["code"],
+        )
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario)
+
+
+def test_a_challenger_gets_its_share_and_large_requests_leave_the_loop(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=0.5))
+        seen = set()
+        for i in range(40):
+            (first, second) = await world.ask(*[request(rows(ROW, key=f"k{i}"), "x-request-id: mine")] * 2, answers=2)
+            assert first[2] == second[2]
+            seen.add((first[2]["variant"], first[2]["version"], first[2]["probabilities"][0], first[2]["request_id"]))
+        assert seen == {("champion", 1, 0.25, "mine"), ("challenger", 2, 0.75, "mine")}
+        ((status, _, body),) = await world.ask(request(rows(*[ROW] * 300, key="k")))
+        assert (status, len(body["predictions"])) == (200, 300)
+
+    run(scenario)
+
+
+def test_a_drain_answers_what_is_in_flight(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0))
+        idle_reader, idle = await asyncio.open_connection("127.0.0.1", world.port)
+        idle.write(request(rows(ROW)))
+        await read(idle_reader)
+        world.gateway._variants._challengers.delay_s = 0.3
+        asked = asyncio.ensure_future(world.ask(request(rows(ROW))))
+        await asyncio.sleep(0.1)
+        world.server.should_exit = True
+        ((status, headers, body),) = await asked
+        assert (status, body["variant"], headers["connection"]) == (200, "challenger", "close")
+        assert await idle_reader.read() == b""
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_does_no_harm(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        for part in (request(rows(ROW)), request(rows(ROW))[:80], b"nonsense\r\n\r\n"):
+            _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(part)
+            writer.transport.abort()
+        assert (await world.ask(request(rows(ROW))))[0][0] == 200
+
+    run(scenario)
