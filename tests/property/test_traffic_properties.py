@@ -14,7 +14,7 @@ from raymlops.store import Store
 from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
 
 weights = st.floats(0.0, 1.0)
-keys = st.text(min_size=1, max_size=40)
+keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
 uniform = st.floats(0.0, 1.0, exclude_max=True)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.blocks import Block
 from raymlops.data.columns import TableRows, encode_table
-from raymlops.data.schema import Column, DataContract
+from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
@@ -55,15 +56,17 @@ class FakeModel:
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return np.full(len(x), self.probability)
 
-    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        table = isinstance(rows, TableRows)
-        x = encode_table(self.contract, rows.table) if table else self.contract.encode_rows(rows)
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], Sent | None]:
+        if isinstance(rows, TableRows):
+            x, sent = encode_table(self.contract, rows.table), None
+        else:
+            x, sent = self.contract.encode_sent(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
         if self.fault == "slow":
             time.sleep(1.0)
-        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x)
+        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x), sent
 
     def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return np.asarray(prediction, dtype=np.float64)
@@ -117,6 +120,9 @@ class Nowhere:
     """A store and a lake that keep nothing and know no prediction."""
 
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        return None
+
+    def add_block(self, endpoint: str, block: Block) -> None:
         return None
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
