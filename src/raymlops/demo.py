@@ -288,7 +288,7 @@ class Replay:
 
     def result(self) -> dict[str, Any]:
         """The figures of the final table."""
-        _, static = self._first.predict_rows(self._rows)
+        static = self._first.predict_rows(self._rows)[1]
         delay, task = self._options.label_delay, self._first.contract.task
         past = np.concatenate([np.full(delay, np.nan), self._y[:-delay]])
         baseline = (

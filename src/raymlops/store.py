@@ -1,7 +1,7 @@
 """Durable state over SQLAlchemy: SQLite by default, PostgreSQL for a cluster.
 
 The store holds small documents under a key, leases with fencing tokens, the predictions that wait for their
-labels, the labels, and the event log (:mod:`raymlops.events`). Ray's memory is a cache; this is the truth.
+labels (in blocks, see :mod:`raymlops.blocks`, or one by one), the labels, and the event log (:mod:`raymlops.events`). Ray's memory is a cache; this is the truth.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from raymlops.blocks import Block, parse_request_id
 from raymlops.clock import Clock, SystemClock
 from raymlops.errors import RunInProgress, StaleLease, StoreError
+
+_KEPT_BLOCKS = 32  # labels of one time ask for the same few blocks
 
 metadata = sa.MetaData()
 
@@ -61,6 +64,17 @@ shadows = sa.Table(
     sa.Column("row_index", sa.Integer, primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True),
     sa.Column("score", sa.Float, nullable=False),
+)
+
+blocks = sa.Table(
+    "prediction_blocks",
+    metadata,
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    sa.Column("series", sa.String(16), primary_key=True),
+    sa.Column("first", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
 labels = sa.Table(
@@ -157,6 +171,7 @@ class Store:
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         self.url = url
         self.clock = clock or SystemClock()
+        self._blocks: dict[tuple[str, str, int], Block] = {}
         parsed = sa.make_url(url)
         arguments: dict[str, Any] = {}
         if parsed.get_backend_name() == "sqlite":
@@ -346,6 +361,13 @@ class Store:
         with self.transaction() as connection:
             connection.execute(sa.delete(shadows).where(shadows.c.endpoint == endpoint))
 
+    def add_block(self, endpoint: str, block: Block) -> None:
+        """Remember a block of served rows. A block that is there already is left as it is."""
+        first, last = int(block.numbers[0]), int(block.numbers[-1])
+        row = {"endpoint": endpoint, "series": block.series, "first": first, "last": last}
+        with self.transaction() as connection:
+            connection.execute(self._insert_new(blocks), {**row, "rows": len(block.scores), "body": block.to_bytes()})
+
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
         """Store labels in one transaction; they are durable when this returns.
 
@@ -359,6 +381,7 @@ class Store:
         with self.transaction() as connection:
             asked = {row.request_id for row in rows}
             served = _rows_by_key(connection, predictions.c.version, endpoint, asked)
+            served |= self._unpack(connection, endpoint, asked - {request_id for request_id, _ in served})
             present = _rows_by_key(connection, labels.c.value, endpoint, asked)
             fresh = []
             for row in rows:
@@ -382,6 +405,36 @@ class Store:
             if fresh:
                 connection.execute(self._insert_new(labels), fresh)
         return outcomes
+
+    def _unpack(
+        self, connection: sa.Connection, endpoint: str, request_ids: Iterable[str]
+    ) -> dict[tuple[str, int], Any]:
+        """Make rows of their own of requests that are in blocks: from now on they are joined like any other."""
+        found: list[dict[str, Any]] = []
+        for request_id in sorted(request_ids):
+            parsed = parse_request_id(request_id)
+            if parsed is None:
+                continue
+            series, number = parsed
+            mine = sa.and_(blocks.c.endpoint == endpoint, blocks.c.series == series)
+            query = sa.select(blocks.c.first).where(mine, blocks.c.first <= number, blocks.c.last >= number)
+            first = connection.execute(query.order_by(blocks.c.first.desc()).limit(1)).scalar_one_or_none()
+            if first is None:
+                continue
+            here = sa.and_(mine, blocks.c.first == first)
+            block = self._blocks.get((endpoint, series, first))
+            if block is None:
+                block = Block.from_bytes(connection.execute(sa.select(blocks.c.body).where(here)).scalar_one())
+                while len(self._blocks) >= _KEPT_BLOCKS:
+                    self._blocks.pop(next(iter(self._blocks)), None)
+                self._blocks[endpoint, series, first] = block
+            rows = [{"endpoint": endpoint, **row} for row in block.rows(number)]
+            if rows:
+                connection.execute(sa.update(blocks).where(here).values(rows=blocks.c.rows - len(rows)))
+                found += rows
+        if found:
+            connection.execute(self._insert_new(predictions), found)
+        return {(row["request_id"], row["row_index"]): row["version"] for row in found}
 
     def outcomes(self, endpoint: str, after_seq: int = 0, limit: int = 100_000) -> list[Outcome]:
         """Labelled predictions whose label arrived after ``after_seq``, in order of arrival."""
@@ -413,7 +466,7 @@ class Store:
     def counts(self, endpoint: str) -> dict[str, int]:
         """How many predictions and labels the store holds for an endpoint."""
         with self.transaction() as connection:
-            return {
+            counts = {
                 table.name: int(
                     connection.execute(
                         sa.select(sa.func.count()).select_from(table).where(table.c.endpoint == endpoint)
@@ -421,6 +474,9 @@ class Store:
                 )
                 for table in (predictions, labels)
             }
+            packed = sa.select(sa.func.coalesce(sa.func.sum(blocks.c.rows), 0)).where(blocks.c.endpoint == endpoint)
+            counts["predictions"] += int(connection.execute(packed).scalar_one())
+        return counts
 
     def _insert_new(self, table: sa.Table) -> Any:
         """An insert that leaves rows with a known key alone, in the dialect at hand."""

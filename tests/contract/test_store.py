@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from raymlops.blocks import Block
 from raymlops.clock import ManualClock
 from raymlops.errors import HistoryTampered, RunInProgress
 from raymlops.events import EventLog
@@ -61,6 +63,44 @@ def test_labels_are_stored_once_and_conflicts_are_kept_apart(store: Store) -> No
     assert store.outcomes("e", after_seq=found[0].seq) == found[1:]
     assert store.counts("e") == {"predictions": 3, "labels": 2}
     assert store.outcomes("another") == []
+
+
+def block(first: int, scores: list[list[float]], series: str = "00000000000000aa") -> Block:
+    """Requests numbered from ``first`` on, one for each list of scores."""
+    n = len(scores)
+    return Block(
+        series=series,
+        names=("champion", "challenger"),
+        numbers=np.arange(first, first + n),
+        counts=np.array([len(some) for some in scores], dtype=np.int32),
+        versions=np.full(n, 3, dtype=np.int32),
+        variants=np.arange(n, dtype=np.uint8) % 2,
+        served_at=np.arange(n) + 0.5,
+        scores=np.array([score for some in scores for score in some]),
+    )
+
+
+def test_labels_find_rows_in_blocks(store: Store) -> None:
+    store.add_block("e", block(1, [[0.1], [0.2, 0.3], [float("nan")]]))
+    store.add_block("e", block(1, [[0.9]]))  # the same once more: the first one stays
+    store.add_block("e", block(4, [[0.4]]))
+    store.add_block("e", block(2, [[0.7]], series="00000000000000bb"))
+    assert store.counts("e")["predictions"] == 6
+    mine = "00000000000000aa-"
+    asked = [label(f"{mine}2", 0, 1), label(f"{mine}3"), label(f"{mine}4"), label("00000000000000bb-2")]
+    assert store.add_labels("e", asked) == ["stored"] * 4
+    strange = [f"{mine}5", f"{mine}02", f"{mine}0", "00000000000000cc-1", "00000000000000bb-1"]
+    assert store.add_labels("e", [label(name) for name in strange]) == ["unknown"] * 5
+    assert store.add_labels("e", [label(f"{mine}2", 0, 2), label(f"{mine}2", 1, 1)]) == ["unknown", "conflict"]
+    assert store.add_labels("other", [label(f"{mine}2")]) == ["unknown"]
+    found = [(o.request_id, o.row_index, o.score, o.variant, o.version) for o in store.outcomes("e")]
+    assert found == [
+        (f"{mine}2", 1, 0.3, "challenger", 3),
+        (f"{mine}3", 0, None, "champion", 3),
+        (f"{mine}4", 0, 0.4, "champion", 3),
+        ("00000000000000bb-2", 0, 0.7, "champion", 3),
+    ]
+    assert store.counts("e") == {"predictions": 6, "labels": 4}
 
 
 def test_the_event_log_is_a_chain(store: Store) -> None:

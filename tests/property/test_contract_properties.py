@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raymlops.data.schema import DataContract, learn_contract
+from raymlops.data.schema import Column, DataContract, learn_contract
 from raymlops.data.snapshot import fingerprint_of, make_split
 from raymlops.errors import ContractViolation
 
@@ -26,6 +27,14 @@ ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.te
 def framed(rows: list[dict[str, object]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     return frame.assign(number=frame.number.astype(float), word=frame.word.astype(object), y=np.arange(len(rows)) % 2)
+
+
+def outcome(encode: Any, rows: list[dict[str, object]]) -> tuple[Any, str]:
+    """The matrix, or the words of the refusal."""
+    try:
+        return encode(rows), ""
+    except ContractViolation as error:
+        return np.empty(0), error.message
 
 
 @given(ROWS)
@@ -66,6 +75,39 @@ def test_any_row_is_encoded_or_refused_in_words(rows: list[dict[str, object]], r
         assert set(row) == set(VALUES)
         assert encoded.shape == (1, 4)
         assert not np.isinf(encoded).any()
+
+
+@given(ROWS, st.lists(st.dictionaries(st.sampled_from([*VALUES]), ANYTHING, min_size=3, max_size=4), max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_the_fast_encoding_is_the_slow_one(rows: list[dict[str, object]], odd: list[dict[str, object]]) -> None:
+    contract = learn_contract(framed(rows), "y", "binary")
+    for asked in (rows, rows + odd, odd):
+        slow, said = outcome(contract._encode_slowly, asked)
+        fast, said_too = outcome(contract.encode_rows, asked)
+        assert said_too == said
+        np.testing.assert_array_equal(fast, slow)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(width=32), st.integers(-(2**63) + 1, 2**63 - 1), st.booleans()), min_size=1, max_size=10
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_what_was_sent_is_kept_to_the_bit(values: list[tuple[float, int, bool]]) -> None:
+    columns = tuple(
+        Column(name=name, kind=kind, nullable=True, minimum=None, maximum=None)
+        for name, kind in (("x", "number"), ("n", "integer"), ("b", "boolean"))
+    )
+    contract = DataContract(columns=columns, label="y", task="regression")
+    rows = [dict(zip(contract.names, row, strict=True)) for row in values]
+    _, sent = contract.encode_sent([*rows, dict.fromkeys(contract.names)])
+    if any(abs(n) >= 2**53 for _, n, _ in values):
+        assert sent is None
+    else:
+        assert sent is not None
+        np.testing.assert_array_equal(sent.values[:-1], np.array(values, dtype=float))
+        assert np.isnan(sent.values[-1]).all()
 
 
 @given(

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raymlops.blocks import Block
 from raymlops.clock import ManualClock
+from raymlops.data.schema import Column, DataContract
 from raymlops.data.served import LOG_COLUMNS, read_labelled
 from raymlops.errors import ContractViolation, DataError, StoreError
 from raymlops.lake import Lake
@@ -589,7 +591,7 @@ def test_a_path_may_name_the_version(run: Callable[..., None]) -> None:
             assert (answer.status_code, answer.headers["x-raymlops-error"]) == (404, "unknown_version")
             assert answer.json() == {"error": "churn does not serve version 3; it serves 1, 2."}
         answer = await world.client.post(f"{model}/3/infer", json={"inputs": INPUTS})
-        assert answer.json() == {"error": "churn does not serve version 3; its champion is 1."}
+        assert answer.json() == {"error": "churn does not serve version 3; it serves 1, 2."}
 
     run(scenario)
 
@@ -761,11 +763,13 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
 
 def test_a_feature_with_the_name_of_a_log_column_is_kept_beside_it() -> None:
     from raymlops.serving.batching import answer_rows
-    from raymlops.serving.recorder import Served, to_parquet
+    from raymlops.serving.logfile import Served, to_parquet
 
-    item = Served("r", [{"score": 7, "mixed": 1}], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0)
-    other = Served("s", [{"score": 8, "mixed": "z"}], item.answer, 1, "champion", 0.0, 1.0)
-    table = pq.read_table(io.BytesIO(to_parquet([item, other]))).to_pydict()
+    item = Served(["r"], [1], [{"score": 7, "mixed": 1}], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0)
+    other = Served([5], [1], [{"score": 8, "mixed": "z"}], item.answer, 1, "champion", 0.0, 1.0)
+    (content,) = to_parquet([item, other], "own-{}".format)
+    table = pq.read_table(io.BytesIO(content)).to_pydict()
+    assert table["request_id"] == ["r", "own-5"]
     assert table["score"] == [0.75, 0.75]
     assert table["raw.score"] == [7, 8]
     assert table["mixed"] == ["1", "z"]
@@ -783,6 +787,49 @@ def test_labels_find_their_rows_and_train_the_next_model(run: Callable[..., None
         frame = read_labelled(world.lake, world.store, "churn", "target")
         assert frame["target"].tolist() == [1, 0]
         assert world.gateway.status()["labels"] == 2
+
+    run(scenario)
+
+
+def test_labels_find_the_rows_of_ids_the_gateway_gave(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        answers = [(await world.predict(rows=[ROW] * (1 + i % 2))).json()["request_id"] for i in range(6)]
+        assert len(set(answers)) == 6
+        assert len({given.partition("-")[0] for given in answers}) == 1
+        labels = [{"request_id": given, "row": i % 2, "label": 1} for i, given in enumerate(answers)]
+        answer = await world.client.post("/churn/feedback", json={"labels": labels})
+        assert (answer.status_code, answer.json()["stored"]) == (200, 6)
+        unknown = await world.client.post("/churn/feedback", json={"request_id": answers[0], "row": 1, "label": 1})
+        assert unknown.status_code == 404
+        assert [(o.request_id, o.score, o.variant) for o in world.store.outcomes("churn")] == [
+            (given, 0.25, "champion") for given in answers
+        ]
+        assert len(read_labelled(world.lake, world.store, "churn", "target")) == 6
+        assert world.store.counts("churn")["predictions"] == 9
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_numbers_are_logged_as_they_were_sent(run: Callable[..., None], rows: int) -> None:
+    sent = {"a": 0.1, "n": 3, "b": True}
+    columns = (
+        Column(name="a", kind="number", nullable=True, minimum=None, maximum=None),
+        Column(name="n", kind="integer", nullable=True, minimum=None, maximum=None),
+        Column(name="b", kind="boolean", nullable=True, minimum=None, maximum=None),
+    )
+
+    async def scenario(world: World) -> None:
+        world.models[1].contract = DataContract(columns=columns, label="y", task="binary", classes=(0, 1))
+        await asyncio.gather(*(world.predict(rows=[sent] * rows) for _ in range(2)))
+        await world.predict(rows=[dict.fromkeys(sent)])
+        await world.predict(rows=[{**sent, "n": 2**53 + 1}])
+        await world.gateway.close()
+        tables = [pq.read_table(io.BytesIO(world.lake.read(key))) for key in world.lake.keys("served/churn")]
+        tables.sort(key=len, reverse=True)
+        assert [str(kind) for kind in tables[0].schema.types[-3:]] == ["double", "int64", "bool"]
+        logged = [row for table in tables for row in table.select(list(sent)).to_pylist()]
+        assert logged == [sent] * (2 * rows) + [dict.fromkeys(sent), {**sent, "n": 2**53 + 1}]
 
     run(scenario)
 
@@ -906,13 +953,13 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         from raymlops.serving.batching import answer_rows
-        from raymlops.serving.recorder import Served
+        from raymlops.serving.logfile import Served
 
         sink = ListSink()
         recorder = Recorder("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1), max_rows=3)
         for i in range(5):
             recorder.request(1, 1.0)
-            recorder.served(Served(f"r{i}", [ROW], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0))
+            recorder.served(Served([f"r{i}"], [1], [ROW], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0))
         await recorder.flush()
         (batch,) = sink.batches
         assert (len(batch["x"]), batch["stats"][1]["requests"], batch["dropped"]) == (3, 5, 2)
@@ -965,10 +1012,14 @@ def test_the_flusher_runs_from_startup_to_shutdown(run: Callable[..., None]) -> 
     run(scenario)
 
 
-def test_predictions_rows_without_a_finite_score_are_kept_without_one() -> None:
+def test_rows_without_a_finite_score_are_kept_without_one() -> None:
     from raymlops.serving.batching import answer_rows
-    from raymlops.serving.recorder import Served, _prediction_rows
+    from raymlops.serving.logfile import Served, packed
 
-    answer = answer_rows(FakeModel(fault="nan"), [ROW])
-    (row,) = _prediction_rows([Served("r", [ROW], answer, 1, "champion", 5.0, 1.0)])
+    answer = answer_rows(FakeModel(fault="nan"), [ROW, ROW])
+    block, (row,) = packed("0" * 16, [Served(["r", 9], [1, 1], [ROW, ROW], answer, 1, "champion", 5.0, 1.0)])
     assert row == PredictionRow(request_id="r", row_index=0, version=1, variant="champion", score=None, served_at=5.0)
+    assert block is not None
+    (other,) = Block.from_bytes(block.to_bytes()).rows(9)
+    assert PredictionRow(**other) == replace(row, request_id=f"{'0' * 16}-9")
+    assert block.rows(8) == []

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ def test_a_model_whose_onnx_form_disagrees_is_served_natively(tmp_path: Path, mo
     assert manifest.runtime == "native"
     assert manifest.onnx.startswith("ONNX and native differ by ")
     assert "model.onnx" not in manifest.files
+
+
+def test_the_faster_runtime_for_a_batch_answers_it(tmp_path: Path) -> None:
+    manifest = build(tmp_path)
+    assert {name: set(times) for name, times in manifest.batch_us.items()} == {
+        name: {"1", "4", "16", "64", "256", "1024"} for name in ("native", "onnx")
+    }
+    times = {"onnx": {"1": 1.0, "16": 9.0, "64": 5.0}, "native": {"1": 2.0, "16": 8.0, "64": 6.0}}
+    manifest = replace(manifest, batch_us=times)
+    assert [manifest.runtime_for(rows) for rows in (1, 15, 16, 63, 64, 9999)] == [
+        *("onnx", "onnx", "native", "native", "onnx", "onnx")
+    ]
+    assert replace(manifest, batch_us={}).runtime_for(64) == manifest.runtime
 
 
 def test_the_reference_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_a_package_loads_without_ray_and_without_the_users_module(tmp_path: Path
     source.unlink()
     program = (
         "import sys; from raymlops.serving.predictor import Predictor\n"
-        f"x, p = Predictor.load({str(tmp_path / 'package')!r}).predict_rows([{{'a': 1.0, 'b': 0.5, 'c': 'x'}}])\n"
+        f"x, p, _ = Predictor.load({str(tmp_path / 'package')!r}).predict_rows([{{'a': 1.0, 'b': 0.5, 'c': 'x'}}])\n"
         "heavy = {'ray', 'pyspark', 'mlflow', 'optuna', 'skl2onnx', 'onnxmltools'} & set(sys.modules)\n"
         "print(float(x[0, 0]), len(p), sorted(heavy))"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def make(tmp_path: Path) -> Make:
 
 def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make) -> None:
     predictor = make(lambda a: np.where(a > 0, "yes", "no"), "binary")
-    x, prediction = predictor.predict_rows([{"a": 2.0, "c": "x"}, {"a": -2.0, "c": "y"}])
+    x, prediction, _ = predictor.predict_rows([{"a": 2.0, "c": "x"}, {"a": -2.0, "c": "y"}])
     assert x.dtype == np.float32
     predictions, probabilities = predictor.answer(prediction)
     assert predictions == ["yes", "no"]
@@ -52,9 +53,29 @@ def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make
     assert predictor.version == 7
 
 
+def test_each_batch_goes_to_the_runtime_its_size_asks_for(make: Make) -> None:
+    loaded = make(lambda a: a > 0, "binary")
+    asked: list[tuple[str, int]] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def predict(self, x: Any) -> Any:
+            asked.append((self.name, len(x)))
+            return np.zeros(len(x))
+
+    times = {"onnx": {"1": 1.0, "16": 9.0}, "native": {"1": 2.0, "16": 8.0}}
+    runtimes = {name: Named(name) for name in times}
+    predictor = Predictor(runtimes, loaded.contract, None, replace(loaded.manifest, batch_us=times), Path())
+    for rows in (1, 15, 16, 2000):
+        predictor.predict(np.zeros((rows, 2), dtype=np.float32))
+    assert asked == [("onnx", 1), ("onnx", 15), ("native", 16), ("native", 2000)]
+
+
 def test_a_multiclass_answer_gives_every_classs_probability_in_the_contracts_order(make: Make) -> None:
     predictor = make(lambda a: np.digitize(a, [-0.5, 0.5]) * 10, "multiclass")
-    _, prediction = predictor.predict_rows([{"a": -2.0, "c": "x"}, {"a": 0.0, "c": "x"}, {"a": 2.0, "c": "x"}])
+    _, prediction, _ = predictor.predict_rows([{"a": -2.0, "c": "x"}, {"a": 0.0, "c": "x"}, {"a": 2.0, "c": "x"}])
     predictions, probabilities = predictor.answer(prediction)
     assert predictions == [0, 10, 20]
     assert np.shape(probabilities) == (3, 3)
@@ -88,7 +109,7 @@ def _ratio(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_features_are_made_for_requests_too(make: Make) -> None:
     predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", features=_ratio)
-    x, _ = predictor.predict_rows([{"a": 1.5, "c": "x"}])
+    x, _, _ = predictor.predict_rows([{"a": 1.5, "c": "x"}])
     assert predictor.contract.names == ("a", "c", "double")
     assert x[0, 2] == 3.0
 

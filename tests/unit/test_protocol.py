@@ -106,10 +106,9 @@ def test_too_many_labels() -> None:
 
 
 def test_request_ids_that_cannot_be_kept_are_replaced() -> None:
-    assert request_id_of("order-17") == "order-17"
-    for bad in (None, "", "a" * 65, "a b", "a\n", "ä"):
-        assert request_id_of(bad) != bad
-        assert len(request_id_of(bad)) == 32
+    assert request_id_of(b"order-17") == "order-17"
+    for bad in (None, b"", b"a" * 65, b"a b", b"a\n", b"\xe4"):
+        assert request_id_of(bad) is None
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def encode_text(contract: DataContract, table: pa.Table) -> Encoded:
     parsed = [parse_text(_text_kind(c.kind), text) for c, text in zip(contract.columns, texts, strict=True)]
 
     # A text has no type: whole numbers in it are doubles as much as any.
-    typed = [value.cast(pa.float64()) if pa.types.is_integer(value.type) else value for value, _ in parsed]
+    typed = [value.cast(pa.float64(), safe=False) if pa.types.is_integer(value.type) else value for value, _ in parsed]
     unread = [bad for _, bad in parsed]
 
     def decide(row: int) -> npt.NDArray[np.float32]:

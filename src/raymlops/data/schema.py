@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -29,11 +32,11 @@ MAX_WHOLE = 2**53  # from here on a double no longer tells neighbouring whole nu
 _MAX_INT = {"number": MAX_WHOLE, "integer": 2**63 - 1}
 _NAN = float("nan")
 # The exact types a JSON parser hands over for each kind; anything else takes the slower, explaining path.
-_FAST_TYPES: dict[str, tuple[type, ...]] = {
-    "number": (float, int),
-    "integer": (int,),
-    "boolean": (bool,),
-    "category": (),
+_FAST_TYPES: dict[str, frozenset[type]] = {
+    "number": frozenset((float, int)),
+    "integer": frozenset((int,)),
+    "boolean": frozenset((bool,)),
+    "category": frozenset((str,)),
 }
 _WORDS = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "category (text)"}
 
@@ -66,6 +69,91 @@ class Column:
         return cls(**{**data, "categories": tuple(data["categories"])})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """Rows as they were sent: ``values`` float64 ``(n_rows, n_features)``, NaN for null. No column is a category."""
+
+    columns: tuple[Column, ...]
+    values: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Columns that are encoded together: those of one kind, and each category by itself."""
+
+    indices: list[int]
+    values: Callable[[Sequence[Any]], list[Any]]
+    accepted: frozenset[type]
+    nullable: bool
+    codes: dict[str, float] | None
+
+    @classmethod
+    def of(cls, indices: list[int], columns: Sequence[Column]) -> _Group:
+        first = columns[indices[0]]
+        pick = operator.itemgetter(*(columns[index].name for index in indices))
+        many = len(indices) > 1
+
+        def values(rows: Sequence[Any]) -> list[Any]:
+            return list(itertools.chain.from_iterable(map(pick, rows)) if many else map(pick, rows))
+
+        codes = {v: float(i) for i, v in enumerate(first.categories)} if first.kind == "category" else None
+        nullable = any(columns[index].nullable for index in indices)
+        return cls(indices, values, _FAST_TYPES[first.kind], nullable, codes)
+
+    def fill(self, rows: Sequence[Any], out: npt.NDArray[np.float64]) -> bool:
+        """Write the columns' values into ``out``; ``False`` when a value is of a type that has to be looked at.
+
+        Nulls of a group in which one column may be null become NaN: :attr:`_Plan.strict` tells where they may not.
+        """
+        values = self.values(rows)
+        types = set(map(type, values))
+        if types <= self.accepted:
+            if self.codes is not None:
+                values = [self.codes.get(value, _NAN) for value in values]
+        elif self.nullable and types <= self.accepted | {type(None)}:
+            codes = self.codes
+            values = [_NAN if v is None else v if codes is None else codes.get(v, _NAN) for v in values]
+        else:
+            return False
+        # struct reads a float in a fifth of the time numpy takes for one; it refuses text.
+        flat = np.frombuffer(struct.pack(f"{len(values)}d", *values))
+        if len(self.indices) == out.shape[1]:
+            out[:] = flat.reshape(out.shape)
+        else:
+            out[:, self.indices] = flat.reshape(len(rows), len(self.indices))
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a contract's rows are encoded fast.
+
+    Attributes
+    ----------
+    strict : columns in which a number that is not finite is a violation (an unseen category is NaN and no violation)
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[_Group, ...]
+    strict: npt.NDArray[np.bool_]
+    integers: list[int]
+    textual: bool
+
+    @classmethod
+    def of(cls, columns: tuple[Column, ...]) -> _Plan:
+        by_kind: dict[str, list[int]] = {}
+        for index, column in enumerate(columns):
+            key = f"category {index}" if column.kind == "category" else column.kind
+            by_kind.setdefault(key, []).append(index)
+        return cls(
+            names=tuple(column.name for column in columns),
+            groups=tuple(_Group.of(indices, columns) for indices in by_kind.values()),
+            strict=np.array([c.kind != "category" and not c.nullable for c in columns], dtype=bool),
+            integers=by_kind.get("integer", []),
+            textual=any(column.kind == "category" for column in columns),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataContract:
     """Columns in model order, label, task and sorted classes (binary: the positive one is ``classes[1]``)."""
@@ -74,25 +162,10 @@ class DataContract:
     label: str
     task: Task
     classes: tuple[Class, ...] = ()
-    _plan: tuple[tuple[str, tuple[type, ...], bool, dict[str, float] | None], ...] = field(
-        init=False, repr=False, compare=False
-    )
-    _strict: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    _plan: _Plan = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        plan = tuple(
-            (
-                c.name,
-                _FAST_TYPES[c.kind],
-                c.nullable,
-                {v: float(i) for i, v in enumerate(c.categories)} if c.kind == "category" else None,
-            )
-            for c in self.columns
-        )
-        object.__setattr__(self, "_plan", plan)
-        # Where a number that is not finite is a violation (an unseen category is NaN and no violation).
-        strict = np.array([c.kind in ("number", "integer") and not c.nullable for c in self.columns], dtype=bool)
-        object.__setattr__(self, "_strict", strict)
+        object.__setattr__(self, "_plan", _Plan.of(self.columns))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,36 +219,41 @@ class DataContract:
 
         ``true`` is no number, ``"1"`` is no number; an integer is a number. Unknown columns are refused.
         """
-        width = len(self.columns)
-        values: list[float] = []
-        append = values.append
+        return self.encode_sent(rows)[0]
+
+    def encode_sent(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Sent | None]:
+        """As :meth:`encode_rows`, and the values as they were sent.
+
+        The second is ``None`` where a float64 does not hold what was sent: text, whole numbers from 2**53 on, and rows
+        that only the slower, explaining path took. Raises what :meth:`encode_rows` raises.
+        """
+        plan = self._plan
+        if not rows or not plan.names:
+            return self._encode_slowly(rows), None
         try:
-            for row in rows:
-                if len(row) != width:
-                    return self._encode_slowly(rows)
-                for name, accepted, nullable, codes in self._plan:
-                    value = row[name]
-                    if type(value) in accepted:
-                        append(value)
-                    elif codes is not None and type(value) is str:
-                        append(codes.get(value, _NAN))
-                    elif value is None and nullable:
-                        append(_NAN)
-                    else:
-                        return self._encode_slowly(rows)
-            with np.errstate(over="ignore"):
-                out = np.array(values, dtype=np.float64).astype(np.float32).reshape(len(rows), width)
-        except (KeyError, TypeError, OverflowError):
-            return self._encode_slowly(rows)
-        ordinary = np.abs(out) < MAX_WHOLE
-        if not ordinary.all():
-            # What is missing needs a column that lets it; what is large may be a whole number that is too large.
-            missing = ~np.isfinite(out)
-            large = np.flatnonzero(~(ordinary | missing))
-            if (missing & self._strict).any() or any(type(values[i]) is int for i in large):
-                return self._encode_slowly(rows)
+            if set(map(len, rows)) != {len(plan.names)}:
+                return self._encode_slowly(rows), None
+            whole = np.empty((len(rows), len(plan.names)), dtype=np.float64)
+            for group in plan.groups:
+                if not group.fill(rows, whole):
+                    return self._encode_slowly(rows), None
+        except (KeyError, TypeError, OverflowError, struct.error):
+            return self._encode_slowly(rows), None
+        with np.errstate(over="ignore"):
+            out = whole.astype(np.float32)
+        ordinary = np.abs(whole) < MAX_WHOLE
+        if ordinary.all():
+            return out, None if plan.textual else Sent(self.columns, whole)
+        # What is missing needs a column that lets it; what is large may be a whole number that is too large.
+        finite = np.isfinite(out)
+        large = np.argwhere(np.abs(whole) >= MAX_WHOLE)
+        if (~finite & plan.strict).any() or any(type(rows[i][plan.names[j]]) is int for i, j in large):
+            return self._encode_slowly(rows), None
+        if not finite.all():
             out[np.isinf(out)] = np.nan
-        return out
+        if plan.textual or (plan.integers and (np.abs(whole[:, plan.integers]) >= MAX_WHOLE).any()):
+            return out, None
+        return out, Sent(self.columns, whole)
 
     def _encode_slowly(self, rows: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Each value on its own, with the reason when it fails; accepts NumPy scalars and whole floats for integers."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 REFERENCE_ROWS = 10_000
+BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # what a gateway's tick may hold
 _PARITY = 1e-4
 _PARITY_ROWS = 1000
 _FORMAT = 1
@@ -99,9 +100,10 @@ class Manifest:
     ----------
     files : SHA-256 of every file by name
     form : of the native model, ``"xgboost"`` (``model.json``) or ``"pickle"`` (``model.pkl``)
-    runtime : what answers requests: whichever was faster for one row when the package was built
+    runtime : what was faster for one row when the package was built
     onnx : why there is no ONNX form, or ``""`` when there is one
     latency_us : median microseconds for one row, by runtime
+    batch_us : median microseconds for a batch, by runtime and number of rows; :meth:`runtime_for` reads it
     versions : of Python and the libraries that made the package
     digest : SHA-256 of the manifest's own bytes; not part of them
     """
@@ -113,10 +115,20 @@ class Manifest:
     latency_us: Mapping[str, float]
     versions: Mapping[str, str]
     metadata: Mapping[str, Any]
+    batch_us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     digest: str = field(default="", compare=False)
 
+    def runtime_for(self, rows: int) -> Literal["onnx", "native"]:
+        """The faster runtime for a batch of ``rows``, by the largest measured size that is not above it."""
+        native, onnx = self.batch_us.get("native", {}), self.batch_us.get("onnx", {})
+        measured = sorted((int(size) for size in native if size in onnx), reverse=True)
+        size = next((size for size in measured if size <= rows), None)
+        if size is None:
+            return self.runtime
+        return "onnx" if onnx[str(size)] < native[str(size)] else "native"
+
     def to_bytes(self) -> bytes:
-        names = ("files", "form", "runtime", "onnx", "latency_us", "versions", "metadata")
+        names = ("files", "form", "runtime", "onnx", "latency_us", "batch_us", "versions", "metadata")
         body = {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
         return json.dumps(body, sort_keys=True, indent=1, default=str).encode()
 
@@ -145,7 +157,8 @@ def build_package(
     """Write a package into ``folder``, which is made or emptied. ``raw`` is what ``features`` takes, where it is known.
 
     The ONNX form is kept when it agrees with the native model within 1e-4 (of the spread, for a regression) on rows of the
-    reference, also with values missing where the contract lets them be; the faster of the two for one row will answer requests.
+    reference, also with values missing where the contract lets them be; the faster of the two for a batch's size, as
+    measured here, will answer requests.
     """
     target = Path(folder)
     shutil.rmtree(target, ignore_errors=True)
@@ -162,7 +175,11 @@ def build_package(
     if onnx is not None:
         (target / "model.onnx").write_bytes(onnx)
         runtimes["onnx"] = OnnxRuntime(onnx, contract.task)
-    latency = {name: _one_row_us(runtime, reference.x) for name, runtime in runtimes.items()}
+    batches = {
+        name: {str(rows): _median_us(runtime, reference.x, rows) for rows in BATCH_SIZES}
+        for name, runtime in runtimes.items()
+    }
+    latency = {name: times["1"] for name, times in batches.items()}
     (target / "contract.json").write_text(json.dumps(contract.to_dict(), sort_keys=True))
     if features is not None:
         (target / "features.pkl").write_bytes(by_value(features, features))
@@ -175,6 +192,7 @@ def build_package(
         runtime="onnx" if latency.get("onnx", np.inf) < latency["native"] else "native",
         onnx=reason,
         latency_us=latency,
+        batch_us=batches,
         versions={
             "python": platform.python_version(),
             **{name: version_of(name) for name in ("raymlops", "numpy", "scikit-learn", "xgboost", "onnxruntime")},
@@ -230,14 +248,15 @@ def _parity_rows(contract: DataContract, x: npt.NDArray[np.float32]) -> npt.NDAr
     return np.concatenate([some, holes])
 
 
-def _one_row_us(runtime: Runtime, x: npt.NDArray[np.float32], n: int = 30) -> float:
-    row = x[:1]
+def _median_us(runtime: Runtime, x: npt.NDArray[np.float32], rows: int, n: int = 30) -> float:
+    """Median microseconds of predicting ``rows`` rows of the reference, repeated where it has fewer."""
+    batch = np.ascontiguousarray(np.resize(x, (rows, x.shape[1])))
     for _ in range(3):
-        runtime.predict(row)
+        runtime.predict(batch)
     times = []
     for _ in range(n):
         began = time.perf_counter()
-        runtime.predict(row)
+        runtime.predict(batch)
         times.append(time.perf_counter() - began)
     return round(float(np.median(times)) * 1e6, 1)
 

@@ -122,6 +122,11 @@ class StatsRecorder:
         self.nonfinite += nonfinite
         self._latency[bisect.bisect_left(LATENCY_EDGES_MS, latency_ms)] += 1
 
+    def answered(self, requests: int, latency_ms: float) -> None:
+        """Requests that were answered together, each after ``latency_ms``."""
+        self.requests += requests
+        self._latency[bisect.bisect_left(LATENCY_EDGES_MS, latency_ms)] += requests
+
     def stats(self) -> VariantStats:
         return VariantStats(
             requests=self.requests, errors=self.errors, nonfinite=self.nonfinite, latency=tuple(self._latency)

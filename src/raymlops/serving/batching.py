@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.data.schema import Column, DataContract
+from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.errors import DataError
 from raymlops.serving.protocol import Row
 
@@ -29,7 +29,7 @@ class Model(Protocol):
 
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
 
-    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]: ...
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], Sent | None]: ...
 
     def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]: ...
 
@@ -46,6 +46,7 @@ class Answer:
     scores : one number a row, (n,)
     finite : rows whose whole prediction is finite, bool, (n,)
     predictions, probabilities : JSON-able, n each; no probabilities for regression
+    sent : the rows as they were sent, where a matrix holds them; it stays in the process that made it
     """
 
     x: npt.NDArray[np.float32]
@@ -53,12 +54,18 @@ class Answer:
     finite: npt.NDArray[np.bool_]
     predictions: list[Any]
     probabilities: list[Any] | None
+    sent: Sent | None = None
 
     def part(self, start: int, stop: int) -> Answer:
         """Rows ``start`` to ``stop``, as views."""
-        some = None if self.probabilities is None else self.probabilities[start:stop]
+        here = slice(start, stop)
         return Answer(
-            self.x[start:stop], self.scores[start:stop], self.finite[start:stop], self.predictions[start:stop], some
+            self.x[here],
+            self.scores[here],
+            self.finite[here],
+            self.predictions[here],
+            None if self.probabilities is None else self.probabilities[here],
+            None if self.sent is None else Sent(self.sent.columns, self.sent.values[here]),
         )
 
 
@@ -69,12 +76,12 @@ def answer_rows(model: Model, rows: Sequence[Row]) -> Answer:
     ------
     DataError : rows that break the contract (:class:`ContractViolation`), or that the features function cannot take
     """
-    x, prediction = model.predict_rows(rows)
+    x, prediction, sent = model.predict_rows(rows)
     finite = np.isfinite(prediction)
     if finite.ndim == 2:
         finite = finite.all(axis=1)
     predictions, probabilities = model.answer(prediction)
-    return Answer(x, np.asarray(model.score(prediction), dtype=np.float64), finite, predictions, probabilities)
+    return Answer(x, np.asarray(model.score(prediction), dtype=np.float64), finite, predictions, probabilities, sent)
 
 
 Run = Callable[[Sequence[Row]], "Answer | Awaitable[Answer]"]
@@ -173,4 +180,4 @@ def as_answer(body: Mapping[str, Any]) -> Answer:
 
 def as_dict(answer: Answer) -> dict[str, Any]:
     """The plain form of an answer: survives processes whose versions of this class differ."""
-    return {name: getattr(answer, name) for name in Answer.__slots__}
+    return {name: getattr(answer, name) for name in Answer.__slots__ if name != "sent"}

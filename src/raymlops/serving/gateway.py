@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -28,13 +27,13 @@ from raymlops.errors import (
     Overloaded,
     RaymlopsError,
     RequestTimeout,
-    UnknownPath,
     UnknownRequest,
-    UnknownVersion,
 )
 from raymlops.serving import arrow, invocations, openapi
 from raymlops.serving.analysis import VariantStats
+from raymlops.serving.batching import Answer
 from raymlops.serving.http import (
+    CLOSE,
     ClientGone,
     Deadline,
     Receive,
@@ -46,17 +45,23 @@ from raymlops.serving.http import (
     json_response,
     read_body,
     respond,
+    rows_response,
+    served_headers,
+    version_headers,
+    with_id,
 )
-from raymlops.serving.inference import describe_model, describe_server, format_infer, infer_error, parse_infer
+from raymlops.serving.inference import describe_model, describe_server, format_infer, parse_infer
+from raymlops.serving.lane import Lane
+from raymlops.serving.logfile import Served
 from raymlops.serving.protocol import (
     PredictRequest,
     check_media,
-    error_body,
     parse_labels,
     parse_rows,
     request_id_of,
 )
-from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder, Served, Sink
+from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder, Sink
+from raymlops.serving.routes import OTHER_MEDIA, Route, Routes, error_words
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.serving.variants import CHALLENGER_TIMEOUT_S, Challengers, PackageSource, Variants
@@ -65,8 +70,6 @@ from raymlops.store import LabelRow
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 2048
-_OTHER_MEDIA = {"/predict": arrow.MEDIA, "/invocations": b"text/csv"}
-_VERSION = re.compile(r"/versions/([0-9]{1,18})(?=/|$)")
 
 
 class Gateway:
@@ -101,33 +104,11 @@ class Gateway:
         self._variants = Variants(endpoint, packages, challengers, self._recorder, timeout_s)
         self._flusher: asyncio.Task[None] | None = None
         self._in_flight = 0
-        self._draining = False
         self._errors = 0
         self._started = self._clock.monotonic()
-        self._routes = self._table()
-
-    def _table(self) -> dict[str, dict[str, Callable[[Request], Awaitable[Response]]]]:
-        model = f"/v2/models/{self.endpoint}"
-        return {
-            "/predict": {"POST": self._predict},
-            "/feedback": {"POST": self._feedback},
-            "/status": {"GET": self._status},
-            "/health/live": {"GET": self._live},
-            "/health/ready": {"GET": self._ready},
-            "/openapi.json": {"GET": self._openapi},
-            "/invocations": {"POST": self._invocations},
-            "/ping": {"GET": self._ping},
-            "/version": {"GET": self._mlflow_version},
-            "/v2": {"GET": self._server},
-            "/v2/health/live": {"GET": self._live},
-            "/v2/health/ready": {"GET": self._ready},
-            model: {"GET": self._describe},
-            f"{model}/ready": {"GET": self._ready},
-            f"{model}/infer": {"POST": self._infer},
-            f"{model}/versions/V": {"GET": self._describe},
-            f"{model}/versions/V/ready": {"GET": self._ready},
-            f"{model}/versions/V/infer": {"POST": self._infer},
-        }
+        self._routes = Routes(endpoint)
+        self.draining = False
+        self.lane = Lane(endpoint, self._variants, self._recorder, self.limits, self._clock)
 
     # --- life ---------------------------------------------------------------------------------------
 
@@ -138,7 +119,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Say from now on that this gateway is not ready, and end each connection with its next answer."""
-        self._draining = True
+        self.draining = True
 
     async def close(self) -> None:
         """Write what waits and stop. The application still answers afterwards, but nothing is logged any more."""
@@ -187,6 +168,19 @@ class Gateway:
 
         return await self._counted({"method": method, "path": path, "headers": headers}, receive)
 
+    async def answer_parsed(self, parsed: PredictRequest, request_id: str | None, challenger: int | None) -> Response:
+        """Rows that :attr:`lane` left to the usual way, for the ``challenger`` it picked or for the champion."""
+        self._in_flight += 1
+        headers = {} if request_id is None else {b"x-request-id": request_id.encode()}
+        try:
+            response = await self._guarded(
+                self._answer_rows(parsed, headers, challenger), f"rows for {challenger}", headers
+            )
+        finally:
+            self._in_flight -= 1
+        self._errors += response.status >= 500
+        return response
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._counted(scope, receive)
@@ -205,63 +199,65 @@ class Gateway:
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        path: str = scope["path"]
-        response = await self._answered(path, scope["method"], headers, receive)
-        if not response.headers or response.headers[0][0] != b"x-request-id":
-            given = request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
-            response = replace(response, headers=((b"x-request-id", given.encode()), *response.headers))
-        if self._draining:
-            response = replace(response, headers=(*response.headers, (b"connection", b"close")))
-        return response
-
-    async def _answered(self, path: str, method: str, headers: dict[bytes, bytes], receive: Receive) -> Response:
-        own = path[len(self.endpoint) + 1 :] if path.startswith(f"/{self.endpoint}/") else path
+        method, path = scope["method"], scope["path"]
+        route: Route | None = None
         reading = False
-        extra: tuple[tuple[bytes, bytes], ...] = ()
-        try:
-            handler, version = self._find(own, path, method)
+
+        async def handle() -> Response:
+            nonlocal route, reading
+            route = self._routes.find(path, method)
             if self._in_flight > MAX_IN_FLIGHT:
                 raise Overloaded(f"{self.endpoint} is answering {MAX_IN_FLIGHT} requests already. Try again later.")
+            body = media = b""
+            if method == "POST":
+                media = check_media(headers, OTHER_MEDIA.get(route.path, b""))
+                reading = True
+                body = await read_body(headers, receive, self.limits.max_body_bytes)
+                reading = False
+            answered: Response = await getattr(self, f"_{route.handler}")(Request(headers, body, media, route.version))
+            return answered
+
+        return await self._guarded(handle(), f"{method} {path}", headers, self._routes.own(path), lambda: reading)
+
+    async def _guarded(
+        self,
+        work: Awaitable[Response],
+        what: str,
+        headers: Mapping[bytes, bytes],
+        own: str = "/predict",
+        reading: Callable[[], bool] = bool,
+    ) -> Response:
+        """The answer within the deadline, or the error's in the words of the path; with an id and, to end, with a farewell.
+
+        Parameters
+        ----------
+        what : for the log
+        own : the path without the endpoint's name in front
+        reading : whether the request's body is still being waited for
+        """
+        try:
             async with Deadline(self.limits.deadline):
-                body = media = b""
-                if method == "POST":
-                    media = check_media(headers, _OTHER_MEDIA.get(own, b""))
-                    reading = True
-                    body = await read_body(headers, receive, self.limits.max_body_bytes)
-                    reading = False
-                return await handler(Request(headers, body, media, version))
-        except RaymlopsError as error:
-            problem = error
+                response = await work
         except ClientGone:
             raise
+        except RaymlopsError as error:
+            response = self._refusal(error, own, reading())
         except Exception:
-            log.exception("%s: %s %s failed", self.endpoint, method, path)
+            log.exception("%s: %s failed", self.endpoint, what)
             problem = RaymlopsError("The gateway failed on this request; its log says why.")
-        if isinstance(problem, DeadlineExceeded) and reading:
-            problem = RequestTimeout(f"The body was not complete within {self.limits.deadline:g} s: send it faster.")
-        elif isinstance(problem, MethodNotAllowed):
-            extra = ((b"allow", ", ".join(problem.details["allow"]).encode()),)
-        elif isinstance(problem, (ContractViolation, ModelFault)) and self._variants.champion is not None:
-            extra = _version_headers(self._variants.champion.version, "champion")
-        return error_response(problem, extra, _error_body(own))
+            response = error_response(problem, body=error_words(own))
+        response = with_id(response, request_id_of(headers.get(b"x-request-id")))
+        return response if not self.draining else replace(response, headers=(*response.headers, CLOSE))
 
-    def _find(self, own: str, path: str, method: str) -> tuple[Callable[[Request], Awaitable[Response]], int | None]:
-        """The handler, and the version that the path names."""
-        version = None
-        if own not in self._routes and (named := _VERSION.search(own)):
-            version = int(named[1])
-            own = f"{own[: named.start()]}/versions/V{own[named.end() :]}"
-        route = self._routes.get(own)
-        if route is None or (version is None and own.find("/versions/V") >= 0):
-            raise UnknownPath(
-                f"There is nothing at {path[:200]!r}. {self.endpoint!r} has: POST /{self.endpoint}/predict, /feedback and "
-                f"/invocations, GET /{self.endpoint}/status and /openapi.json, POST /v2/models/{self.endpoint}/infer."
-            )
-        handler = route.get(method)
-        if handler is None:
-            allow = sorted(route)
-            raise MethodNotAllowed(f"{path[:200]} takes {' or '.join(allow)}, not {method[:20]}.", {"allow": allow})
-        return handler, version
+    def _refusal(self, error: RaymlopsError, own: str, reading: bool) -> Response:
+        more: tuple[tuple[bytes, bytes], ...] = ()
+        if reading and isinstance(error, DeadlineExceeded):
+            error = RequestTimeout(f"The body was not complete within {self.limits.deadline:g} s: send it faster.")
+        elif isinstance(error, MethodNotAllowed):
+            more = ((b"allow", ", ".join(error.details["allow"]).encode()),)
+        elif isinstance(error, (ContractViolation, ModelFault)) and self._variants.champion is not None:
+            more = version_headers(self._variants.champion.version, "champion")
+        return error_response(error, more, error_words(own))
 
     # --- predictions --------------------------------------------------------------------------------
 
@@ -271,27 +267,27 @@ class Gateway:
             parsed = arrow.parse_table(request.body, self.limits.max_rows)
         else:
             parsed = parse_rows(request.body, self.limits.max_rows, width)
-        served = await self._serve(parsed, request)
-        answer = served.answer
-        facts: Any = (served.request_id, served.version, served.variant, answer.predictions, answer.probabilities)
-        if arrow.MEDIA in request.headers.get(b"accept", b""):
-            return Response(200, arrow.format_table(self.endpoint, *facts), _served_headers(served), arrow.MEDIA)
-        names = ("request_id", "version", "variant", "predictions", "probabilities")
-        return json_response(dict(zip(names, facts, strict=True)), headers=_served_headers(served))
+        challenger = self._variants.pick(parsed)
+        if arrow.MEDIA not in request.headers.get(b"accept", b""):
+            return await self._answer_rows(parsed, request.headers, challenger)
+        own, version, variant, answer = await self._serve(parsed, request.headers, challenger)
+        table = arrow.format_table(self.endpoint, own, version, variant, answer.predictions, answer.probabilities)
+        return Response(200, table, served_headers(own, version, variant), arrow.MEDIA)
+
+    async def _answer_rows(
+        self, parsed: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None
+    ) -> Response:
+        own, version, variant, answer = await self._serve(parsed, headers, challenger)
+        return rows_response(own, version, variant, answer.predictions, answer.probabilities)
 
     async def _infer(self, request: Request) -> Response:
         columns = [column.name for column in self._variants.require_champion().model.inputs]
         parsed = parse_infer(request.body, columns, self.limits.max_rows)
-        served = await self._serve(parsed, request)
-        body = format_infer(
-            self.endpoint,
-            served.version,
-            served.request_id,
-            served.answer.predictions,
-            served.answer.probabilities,
-            parsed.outputs,
-        )
-        return json_response(body, headers=_served_headers(served))
+        named = request.version
+        challenger = self._variants.pick(parsed) if named is None else self._variants.named(named)
+        own, version, variant, answer = await self._serve(parsed, request.headers, challenger)
+        body = format_infer(self.endpoint, version, own, answer.predictions, answer.probabilities, parsed.outputs)
+        return json_response(body, headers=served_headers(own, version, variant))
 
     async def _invocations(self, request: Request) -> Response:
         columns = self._variants.require_champion().model.inputs
@@ -300,22 +296,27 @@ class Gateway:
         else:
             names = [column.name for column in columns]
             parsed = invocations.parse_invocations(request.body, names, self.limits.max_rows)
-        served = await self._serve(parsed, request)
-        return json_response(invocations.format_invocations(served.answer.predictions), headers=_served_headers(served))
+        own, version, variant, answer = await self._serve(parsed, request.headers, self._variants.pick(parsed))
+        body = invocations.format_invocations(answer.predictions)
+        return json_response(body, headers=served_headers(own, version, variant))
 
-    async def _serve(self, parsed: PredictRequest, request: Request) -> Served:
-        """Choose the variant, get its answer or the champion's in its place, and remember it."""
+    async def _serve(
+        self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None
+    ) -> tuple[str, int, str, Answer]:
+        """Get the answer of the challenger that was picked, or the champion's, and remember it."""
         started = time.perf_counter()
-        self._variants.require_champion()
-        own = parsed.request_id or request_id_of(request.headers.get(b"x-request-id", b"").decode("latin-1"))
-        if request.version is None:
-            version, variant, answer = await self._variants.answer(parsed, own)
-        else:
-            version, variant, answer = await self._variants.answer_by(request.version, parsed.rows)
-        now = time.perf_counter()
-        served = Served(own, parsed.rows, answer, version, variant, self._clock.now(), (now - started) * 1000.0)
-        self._recorder.served(served)
-        return served
+        variants, recorder = self._variants, self._recorder
+        variants.require_champion()
+        version, variant, answer = await variants.answer(request, challenger)
+        took_ms = (time.perf_counter() - started) * 1000.0
+        given: int | str = request.request_id or request_id_of(headers.get(b"x-request-id")) or recorder.number()
+        own = given if isinstance(given, str) else recorder.text(given)
+        count = len(request.rows)
+        rows = request.rows if answer.sent is None else ()
+        recorder.served(Served((given,), (count,), rows, answer, version, variant, self._clock.now(), took_ms))
+        if challenger is not None and variant == "champion":
+            variants.copy(challenger, request.rows, own, answer)
+        return own, version, variant, answer
 
     # --- labels -------------------------------------------------------------------------------------
 
@@ -367,7 +368,7 @@ class Gateway:
             "loaded": self._variants.loaded,
             "rows": self._recorder.rows,
             "requests": every.requests,
-            "errors": self._errors,
+            "errors": self._errors + self.lane.errors,
             "dropped": self._recorder.dropped,
             "labels": self._labels.stored,
             "uptime_s": self._clock.monotonic() - self._started,
@@ -397,48 +398,20 @@ class Gateway:
         return json_response(describe_server())
 
     async def _describe(self, request: Request) -> Response:
-        champion = self._variants.require_champion()
-        self._check_version(request.version)
-        model = champion.model
-        return json_response(describe_model(self.endpoint, self._served_versions(), model.inputs, model.contract))
+        model = self._variants.require_champion().model
+        if request.version is not None:
+            self._variants.named(request.version)
+        return json_response(describe_model(self.endpoint, self._variants.visible, model.inputs, model.contract))
 
     async def _openapi(self, _request: Request) -> Response:
         champion = self._variants.require_champion()
         model = champion.model
-        page = openapi.document(self.endpoint, champion.version, model.inputs, model.contract, self.limits)
-        return json_response(page)
+        return json_response(
+            openapi.document(self.endpoint, champion.version, model.inputs, model.contract, self.limits)
+        )
 
     def _ready_version(self, version: int | None) -> int:
         champion = self._variants.require_champion()
-        if self._draining:
+        if self.draining:
             raise NotReady(f"This gateway of {self.endpoint} is shutting down. Another one answers.")
-        self._check_version(version)
-        return champion.version if version is None else version
-
-    def _check_version(self, version: int | None) -> None:
-        if version is not None and version not in self._served_versions():
-            known = ", ".join(map(str, self._served_versions()))
-            raise UnknownVersion(f"{self.endpoint} does not serve version {version}; it serves {known}.")
-
-    def _served_versions(self) -> list[int]:
-        """Versions a path may name: the champion, and a challenger that answers requests."""
-        split = self._variants.split
-        if split is None:
-            return []
-        visible = split.challenger is not None and not split.shadow
-        return [split.champion, *([split.challenger] if visible and split.challenger is not None else [])]
-
-
-def _served_headers(served: Served) -> tuple[tuple[bytes, bytes], ...]:
-    return ((b"x-request-id", served.request_id.encode()), *_version_headers(served.version, served.variant))
-
-
-def _version_headers(version: int, variant: str) -> tuple[tuple[bytes, bytes], ...]:
-    return ((b"x-raymlops-version", b"%d" % version), (b"x-raymlops-variant", variant.encode()))
-
-
-def _error_body(own: str) -> Callable[[RaymlopsError], bytes]:
-    """Each protocol words its errors in its own way."""
-    if own == "/v2" or own.startswith("/v2/"):
-        return infer_error
-    return invocations.invocations_error if own in ("/invocations", "/ping", "/version") else error_body
+        return champion.version if version is None else (self._variants.named(version) or champion.version)

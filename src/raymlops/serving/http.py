@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
+CLOSE: Header = (b"connection", b"close")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,39 @@ def error_response(
     if isinstance(error, Retryable) and status in (429, 503):
         headers = (*headers, (b"retry-after", b"1"))
     if isinstance(error, (TooLarge, RequestTimeout)):
-        headers = (*headers, (b"connection", b"close"))  # the rest of the body is not read
+        headers = (*headers, CLOSE)  # the rest of the body is not read
     return Response(status, body(error), (*headers, (b"x-raymlops-error", error.code.encode())))
+
+
+def rows_response(
+    request_id: str, version: int, variant: str, predictions: list[Any], probabilities: list[Any] | None
+) -> Response:
+    """What a client that sent rows reads."""
+    body = {
+        "request_id": request_id,
+        "version": version,
+        "variant": variant,
+        "predictions": predictions,
+        "probabilities": probabilities,
+    }
+    return Response(200, dump(body), served_headers(request_id, version, variant))
+
+
+def with_id(response: Response, given: str | None) -> Response:
+    """The response with a request id on it, the client's or a new one, when it has none."""
+    if response.headers and response.headers[0][0] == b"x-request-id":
+        return response
+    own = (b"x-request-id", (given or uuid.uuid4().hex).encode())
+    return replace(response, headers=(own, *response.headers))
+
+
+def served_headers(request_id: str, version: int, variant: str) -> tuple[Header, ...]:
+    """Who answered, on every answer."""
+    return ((b"x-request-id", request_id.encode()), *version_headers(version, variant))
+
+
+def version_headers(version: int, variant: str) -> tuple[Header, ...]:
+    return ((b"x-raymlops-version", b"%d" % version), (b"x-raymlops-variant", variant.encode()))
 
 
 async def respond(send: Send, response: Response) -> None:

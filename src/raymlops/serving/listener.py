@@ -1,209 +1,248 @@
-"""The gateway's own listener: uvicorn, with the limits it leaves to a proxy in front of it.
+"""The gateway's own listener: uvicorn, with a shorter way for plain requests (:mod:`raymlops.serving.lane`).
 
-uvicorn bounds neither the time nor the size of a request's head. Here a head has 16 KiB and ``header_timeout_s``, a body
-has the endpoint's deadline, and a client that does not read its answer is dropped. There is one look at all connections
-each half second and no timer a request.
+HTTP stays in uvicorn's and httptools' hands: parsing, keep-alive, pipelining, draining. Only the step from a parsed request
+to the application is another one, and only when the whole request came in one read and asks for nothing special. Sizes and
+times of what comes are bounded by :mod:`raymlops.serving.guard` on both ways.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
-import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httptools
-import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from raymlops.errors import ConfigError
-from raymlops.serving.spec import Serving
+from raymlops.serving.arrow import MEDIA
+from raymlops.serving.guard import GuardedProtocol
+from raymlops.serving.http import Response, Scope, Send, with_id
+from raymlops.serving.lane import Lane
+from raymlops.serving.protocol import PredictRequest, request_id_of
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from raymlops.serving.gateway import Gateway
 
-MAX_HEAD = 16 * 1024
-MAX_TARGET = 4096
 KEEP_ALIVE_S = 75
 DRAIN_S = 5
 _SWEEP_TICKS = 5  # uvicorn ticks ten times a second
-_LINGER_S = 2.0
 _GRACE_S = 1.0  # the gateway refuses a late body in its own words first
 
-_REFUSALS = {
-    400: ("malformed", "The request is not HTTP/1.1."),
-    408: ("request_timeout", "The request's headers were not complete in time: send them faster."),
-    414: ("target_too_long", f"The request's path and query are longer than {MAX_TARGET} bytes."),
-    431: ("headers_too_large", f"The request's headers are larger than {MAX_HEAD} bytes."),
-}
+# Headers that ask nothing of the gateway. A request with any other one goes the usual way, which looks at all of them.
+_PLAIN = frozenset(
+    (
+        b"host",
+        b"user-agent",
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"connection",
+        b"forwarded",
+        b"traceparent",
+        b"tracestate",
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-real-ip",
+    )
+)
 
 
-class _Refused(Exception):
-    """Raised in a parser callback to end the parsing."""
+class _Call:
+    """One request on the short way. To uvicorn's connection it is a cycle like its own."""
+
+    __slots__ = (
+        "_protocol",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "request_id",
+        "response_complete",
+    )
+
+    def __init__(self, protocol: FastProtocol, request_id: str | None) -> None:
+        self._protocol, self.request_id = protocol, request_id
+        self.body = b""
+        self.more_body = self.keep_alive = True
+        self.response_complete = self.disconnected = False
+        self.message_event = protocol.nobody_waits
+
+    @property
+    def response_started(self) -> bool:
+        return self.response_complete
+
+    def answer(self, response: Response) -> None:
+        """Write the response; once."""
+        if not self.response_complete:
+            self.response_complete = True
+            self._protocol.write_response(self, response)
+
+    def detour(self, parsed: PredictRequest, challenger: int | None) -> None:
+        self._protocol.detour(self, parsed, challenger)
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection. Refusals that happen before there is a request are typed errors too."""
+class FastProtocol(GuardedProtocol):
+    """uvicorn's connection with the lane beside it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._since: float | None = None  # when the request that is being received began
-        self._answering: float | None = None  # when the last request was complete
-        self._in_head = True
-        self._head = 0
-        self._silent = True
-        self._again = False  # the head of the present request is being fed once more
-        self._refused: float | None = None
-        self._status = 400
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._since = time.monotonic()
-
-    def data_received(self, data: bytes) -> None:
-        if self._refused is not None:
-            return
-        self._silent = False
-        if self._since is None and self._in_head:
-            self._since = time.monotonic()
-        self._unset_keepalive_if_required()
-        try:
-            self._feed(data)
-        except httptools.HttpParserError:
-            self.refuse(self._status)
-            return
-        if self._in_head and self._since is not None:
-            # The parser holds a header back until it is whole, so what came is counted here.
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.refuse(431)
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            # No upgrade is taken here, but the parser has left what follows to the other protocol: it is a body as ever.
-            self.parser = httptools.HttpRequestParser(self)
-            framing = [item for item in self.headers if item[0] in (b"content-length", b"transfer-encoding")]
-            if framing:
-                self.cycle.more_body, self._since, self._in_head, self._again = True, time.monotonic(), False, True
-                self.parser.feed_data(
-                    b"POST / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % item for item in framing) + b"\r\n"
-                )
-                self._again = False
-            rest = data[offer.args[0] :]
-            if rest:
-                self._feed(rest)
+    lane: Lane
+    gateway: Gateway
+    urls: frozenset[bytes]
+    nobody_waits: asyncio.Event
 
     def on_message_begin(self) -> None:
-        if self._again:
-            return
-        super().on_message_begin()
-        self._since, self._in_head, self._head = time.monotonic(), True, 0
-
-    def on_url(self, url: bytes) -> None:
-        if self._again:
-            return
-        super().on_url(url)
-        if len(self.url) > MAX_TARGET:
-            self._end(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._again:
-            return
-        self._head += len(name) + len(value) + 4
-        if self._head > MAX_HEAD:
-            self._end(431)
-        super().on_header(name, value)
+        # uvicorn makes the scope here; the short way needs none.
+        if not self._again:
+            self.url, self.headers, self.expect_100_continue = b"", [], False
+            self.head_begins()
 
     def on_headers_complete(self) -> None:
         if self._again:
             return
-        self._in_head, self._head = False, 0
+        cycle: Any = self.cycle
+        if (self.url in self.urls) and (cycle is None or cycle.response_complete):
+            call = self._plain()
+            if call is not None:
+                self.cycle = call  # type: ignore[assignment]
+                self.head_ends()
+                return
+        self._usual_way()
+
+    def _usual_way(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         super().on_headers_complete()
+
+    def _plain(self) -> _Call | None:
+        """The call, when nothing about the request is special."""
+        parser = self.parser
+        if parser.get_method() != b"POST" or parser.should_upgrade() or not parser.should_keep_alive():
+            return None
+        if self.expect_100_continue or parser.get_http_version() != "1.1":
+            return None
+        request_id = None
+        for name, value in self.headers:
+            if name in _PLAIN:
+                if name == b"accept" and MEDIA in value:
+                    return None
+                continue
+            if name == b"content-type":
+                if value != b"application/json":
+                    return None
+            elif name == b"content-length":
+                if len(value) > 18 or int(value) > self.lane.limits.max_body_bytes:
+                    return None
+            elif name == b"x-request-id":
+                request_id = request_id_of(value)
+            else:
+                return None
+        return _Call(self, request_id)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._since, self._in_head, self._head = None, True, 0
-        self._answering = time.monotonic()
+        call: Any = self.cycle
+        if type(call) is _Call and not call.response_complete:
+            self.lane.submit(call)
 
-    def _end(self, status: int) -> None:
-        self._status = status
-        raise _Refused
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        call: Any = self.cycle
+        if type(call) is _Call and call.more_body and self.parser is not None and self._open():
+            # The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits.
+            self.cycle = None  # type: ignore[assignment]
+            self._usual_way()
+            super().on_body(call.body)
 
-    def refuse(self, status: int) -> None:
-        """Answer with a typed error, unless an answer is under way already, and close."""
-        if self.transport.is_closing():
+    def _open(self) -> bool:
+        return self.refused is None and not self.transport.is_closing()
+
+    def write_response(self, call: _Call, response: Response) -> None:
+        """One write a response; then what uvicorn does after one."""
+        transport = self.transport
+        if not self._open():
             return
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            code, message = _REFUSALS[status]
-            body = orjson.dumps({"error": {"code": code, "message": message, "details": {}}})
-            head = (
-                b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-                b"x-request-id: %s\r\nx-raymlops-error: %s\r\n\r\n"
-            ) % (len(body), uuid.uuid4().hex.encode(), code.encode())
-            self.transport.write(STATUS_LINE[status] + head + body)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # whoever still reads this request is told that nobody waits for its answer
-            self.cycle.message_event.set()
-        # Closed at once, what the client still sends would be answered by a reset, which can overtake the answer.
-        self._refused = time.monotonic()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        response = with_id(response, call.request_id)
+        if self.gateway.draining:
+            call.keep_alive = False
+        parts = [STATUS_LINE[response.status]]
+        for name, value in (*self.server_state.default_headers, *response.headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not call.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(response.body))
+        parts.append(response.body)
+        transport.write(b"".join(parts))
+        if not call.keep_alive or (b"connection", b"close") in response.headers:
+            transport.close()
+        self.on_response_complete()
 
-    def look(self, now: float, head_s: float, answer_s: float) -> None:
-        """Close the connection when its client is too slow; ``now`` and limits in seconds of the monotonic clock."""
-        answered = self.cycle is None or self.cycle.response_complete
-        if self._refused is not None:
-            if now - self._refused > _LINGER_S:
-                self.transport.abort()
-        elif self._since is not None and not self.flow.read_paused and not self.transport.is_closing():
-            if now - self._since > (head_s if self._in_head else answer_s):
-                if self._silent:  # it may be a connection kept for later: it is told nothing
-                    self.transport.close()
-                else:
-                    self.refuse(408)
-        elif (
-            (self.transport.is_closing() or not answered)
-            and self._answering is not None
-            and now - self._answering > 2 * answer_s
-        ):
-            # Closing waits until what was written is read, which may be never.
-            self.transport.abort()
+    def detour(self, call: _Call, parsed: PredictRequest, challenger: int | None) -> None:
+        task = self.loop.create_task(self._detour(call, parsed, challenger))
+        self.tasks.add(task)  # uvicorn waits for them when it drains
+        task.add_done_callback(self.tasks.discard)
+
+    async def _detour(self, call: _Call, parsed: PredictRequest, challenger: int | None) -> None:
+        call.answer(await self.gateway.answer_parsed(parsed, call.request_id, challenger))
 
 
 class Listener(uvicorn.Server):
     """uvicorn's server, with a look at all connections twice a second."""
 
-    def __init__(self, application: Any, limits: Serving) -> None:
-        super().__init__(
-            uvicorn.Config(
-                application,
-                http=GuardedProtocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=DRAIN_S,
-                backlog=2048,
-            )
-        )
-        self._limits = limits
+    def __init__(self, config: uvicorn.Config, head_s: float, answer_s: float) -> None:
+        super().__init__(config)
+        self._head_s, self._answer_s = head_s, answer_s
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _SWEEP_TICKS == 0:
             now = time.monotonic()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, GuardedProtocol):
-                    connection.look(now, self._limits.header_timeout, self._limits.deadline + _GRACE_S)
+                    connection.look(now, self._head_s, self._answer_s)
         return await super().on_tick(counter)
+
+
+def make_server(gateway: Gateway, path: str) -> Listener:
+    """A uvicorn server for a gateway, to be run with ``serve(sockets=…)`` on the gateway's own event loop.
+
+    ``path`` is where the endpoint takes rows; ``/predict`` does as well.
+    """
+    protocol = type(
+        "GatewayProtocol",
+        (FastProtocol,),
+        {
+            "lane": gateway.lane,
+            "gateway": gateway,
+            "urls": frozenset((path.encode(), b"/predict")),
+            "nobody_waits": asyncio.Event(),
+        },
+    )
+
+    # uvicorn tells ASGI 3 from ASGI 2 by looking at functions only.
+    async def application(scope: Scope, receive: Any, send: Send) -> None:
+        await gateway(scope, receive, send)
+
+    config = uvicorn.Config(
+        application,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        backlog=2048,
+    )
+    return Listener(config, gateway.limits.header_timeout, gateway.limits.deadline + _GRACE_S)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""A package loaded for prediction: one row or a million, ONNX Runtime or native, no Ray."""
+"""A package loaded for prediction: one row or a million, ONNX Runtime or native (whichever is faster), no Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.raw import check_raw
-from raymlops.data.schema import Column, DataContract
+from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
-from raymlops.registry.package import Manifest, Reference, verify
+from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -37,7 +37,7 @@ class Predictor:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtimes: Mapping[str, Runtime],
         contract: DataContract,
         features: FeatureFunction | None,
         manifest: Manifest,
@@ -48,7 +48,9 @@ class Predictor:
         self.manifest = manifest
         self.version = 0
         self.raw: tuple[Column, ...] | None = None
-        self._runtime = runtime
+        self._runtimes = runtimes
+        # Which runtime from which number of rows on; the last entry that is reached counts.
+        self._plan = [(rows, runtimes[manifest.runtime_for(rows)]) for rows in BATCH_SIZES]
         self._folder = folder
         self._reference: Reference | None = None
 
@@ -63,17 +65,20 @@ class Predictor:
         root = Path(folder)
         manifest = verify(root, digest)
         contract = DataContract.from_dict(json.loads((root / "contract.json").read_bytes()))
-        if manifest.runtime == "onnx":
-            runtime: Runtime = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
-        else:
-            runtime = load_native(root, manifest.form, contract.task, len(contract.classes))
+        wanted = {manifest.runtime_for(rows) for rows in BATCH_SIZES}
+        runtimes: dict[str, Runtime] = {}
+        if "onnx" in wanted:
+            runtimes["onnx"] = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
+        if "native" in wanted:
+            runtimes["native"] = load_native(root, manifest.form, contract.task, len(contract.classes))
         features = pickle.loads((root / "features.pkl").read_bytes()) if "features.pkl" in manifest.files else None
-        loaded = cls(runtime, contract, features, manifest, root)
+        loaded = cls(runtimes, contract, features, manifest, root)
         loaded.version = version
         if "raw.json" in manifest.files:
             loaded.raw = tuple(Column.from_dict(item) for item in json.loads((root / "raw.json").read_bytes()))
         # The first call is slow in every library; no request should be the one to pay for it.
-        loaded.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
+        for runtime in runtimes.values():
+            runtime.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
         return loaded
 
     @property
@@ -95,12 +100,12 @@ class Predictor:
         ------
         ContractViolation : rows that break the contract, or that ``features`` cannot work on
         """
+        return self._encode(rows)[0]
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Sent | None]:
         table = rows.table if isinstance(rows, TableRows) else None
         if self.features is None:
-            if table is not None:
-                return encode_table_rows(self.contract, table)
-            encoded: npt.NDArray[np.float32] = self.contract.encode_rows(rows)
-            return encoded
+            return self.contract.encode_sent(rows) if table is None else (encode_table_rows(self.contract, table), None)
         import pandas as pd
 
         if self.raw is not None:
@@ -109,19 +114,28 @@ class Predictor:
             made = apply_features(self.features, pd.DataFrame(list(rows)) if table is None else table.to_pandas())
         except DataError as error:
             raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
-        return self.contract.encode(made)
+        return self.contract.encode(made), None
 
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
-        if len(x) == 0:
+        count = len(x)
+        if count == 0:
             k = len(self.contract.classes)
             return np.empty((0, k) if self.contract.task == "multiclass" else 0)
-        return self._runtime.predict(x)
+        runtime = self._plan[0][1]
+        for rows, faster in self._plan:
+            if rows > count:
+                break
+            runtime = faster
+        return runtime.predict(x)
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats]:
-        """The encoded rows and the prediction for them. Raises :class:`ContractViolation`."""
-        x = self.encode(rows)
-        return x, self.predict(x)
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:
+        """The encoded rows, the prediction for them, and the rows as they were sent when no ``features`` work on them.
+
+        Raises :class:`ContractViolation`.
+        """
+        x, sent = self._encode(rows)
+        return x, self.predict(x), sent
 
     def score(self, prediction: Floats) -> npt.NDArray[np.float64]:
         """One number a row ``(n,)``, as the log and the monitor keep it: positive probability, class index, or value."""

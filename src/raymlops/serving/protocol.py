@@ -6,7 +6,6 @@ Everything here turns bytes into values or refuses them with a sentence; nothing
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,9 +88,12 @@ def _label(index: int, item: Any, shape: str) -> LabelRow:
     return LabelRow(request_id=request_id, row_index=row, value=value)
 
 
-def request_id_of(given: str | None) -> str:
-    """The client's id when it is one that can be kept, else a new one."""
-    return given if given is not None and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def request_id_of(given: bytes | None) -> str | None:
+    """The client's id in a header, when it is one that can be kept."""
+    if given is None:
+        return None
+    text = given.decode("latin-1")
+    return text if REQUEST_ID.fullmatch(text) else None
 
 
 def check_media(headers: Mapping[bytes, bytes], also: bytes = b"") -> bytes:

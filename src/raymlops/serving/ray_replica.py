@@ -32,13 +32,15 @@ from raymlops.serving.http import (
     json_response,
     read_body,
     respond,
+    with_id,
 )
-from raymlops.serving.inference import describe_server, infer_error
-from raymlops.serving.listener import DRAIN_S, Listener, bind
+from raymlops.serving.inference import describe_server
+from raymlops.serving.listener import DRAIN_S, Listener, bind, make_server
 from raymlops.serving.predictor import Predictor
-from raymlops.serving.protocol import Row, error_body, request_id_of
+from raymlops.serving.protocol import Row
 from raymlops.serving.recorder import without_rows
 from raymlops.serving.retry import retried
+from raymlops.serving.routes import error_words
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -240,7 +242,7 @@ class GatewayReplica:
 
     def _listen(self, port: int) -> None:
         listening = bind(self._host, port)
-        self._listener = Listener(self._gateway, self._limits)
+        self._listener = make_server(self._gateway, f"/{self._endpoint}/predict")
         self._listening = asyncio.ensure_future(self._listener.serve(sockets=[listening]))
 
     async def _follow(self) -> None:
@@ -290,17 +292,13 @@ class RouterReplica:
             except ClientGone:
                 return
             except RaymlopsError as error:
-                own_id = ((b"x-request-id", request_id_of(None).encode()),)
-                v2 = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
-                response = error_response(error, own_id, infer_error if v2 else error_body)
-            await respond(send, response)
+                response = error_response(error, body=error_words(scope["path"]))
+            await respond(send, with_id(response, None))
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         path = scope["path"]
         if path in _SERVER:
-            return json_response(
-                _SERVER[path] or describe_server(), headers=((b"x-request-id", request_id_of(None).encode()),)
-            )
+            return json_response(_SERVER[path] or describe_server())
         match = _MODEL_PATH.match(path)
         if match is None:
             first = path.strip("/").split("/")[0]

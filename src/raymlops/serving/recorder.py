@@ -7,9 +7,8 @@ dropped and counted when the writing cannot keep up.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-import math
+import secrets
 import time
 import uuid
 from collections import defaultdict
@@ -19,20 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raymlops.data.served import LOG_COLUMNS, PREFIX
+from raymlops.blocks import Block, parse_request_id, request_id
+from raymlops.data.served import PREFIX
 from raymlops.serving.analysis import StatsRecorder, VariantStats
 from raymlops.serving.batching import Answer
-from raymlops.serving.protocol import Row
+from raymlops.serving.logfile import Served, packed, to_parquet
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
-FLUSH_ROWS = 1000
-MAX_WAITING_ROWS = 50_000
+FLUSH_ROWS = 20_000
+MAX_WAITING_ROWS = 100_000
 MAX_SINK_ROWS = 5_000
 
 
@@ -42,6 +40,8 @@ class PredictionStore(Protocol):
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None: ...
 
     def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None: ...
+
+    def add_block(self, endpoint: str, block: Block) -> None: ...
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]: ...
 
@@ -58,34 +58,25 @@ class Sink(Protocol):
     def observe(self, batch: dict[str, Any]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One answered request."""
-
-    request_id: str
-    rows: Sequence[Row]
-    answer: Answer
-    version: int
-    variant: str
-    served_at: float
-    latency_ms: float
-
-
 @dataclass(slots=True)
 class _Part:
     """Requests that are written together; its id makes writing it twice the same as once."""
 
     served: list[Served]
+    rows: int
     shadows: list[ShadowRow] = field(default_factory=list)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    @property
-    def rows(self) -> int:
-        return sum(len(item.rows) for item in self.served)
-
 
 class Recorder:
-    """Buffers what was served and hands it to store, lake and sink, each :data:`FLUSH_S` or :data:`FLUSH_ROWS`."""
+    """Buffers what was served and hands it to store, lake and sink, each :data:`FLUSH_S` or :data:`FLUSH_ROWS`.
+
+    Attributes
+    ----------
+    series : names this process in the ids it gives: 8 random bytes, so that ids of other processes cannot be guessed.
+        Within a process ids are counted, which takes no time and keeps the rows of an id findable: who has seen one id
+        can guess its neighbours. Clients that must not may send ids of their own.
+    """
 
     def __init__(
         self,
@@ -98,12 +89,14 @@ class Recorder:
         max_rows: int = MAX_WAITING_ROWS,
     ) -> None:
         self.endpoint, self.flush_s = endpoint, flush_s
+        self.series = secrets.token_hex(8)
         self._store, self._files, self._sink, self._executor = store, files, sink, executor
         self._max_rows = max_rows
+        self._next = self._stored_below = 0
         self._served: list[Served] = []
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
-        self._rows = 0
+        self._rows = self._waiting_rows = 0
         self._parts: list[_Part] = []
         self._ids: set[str] = set()
         self._stats: dict[int, StatsRecorder] = defaultdict(StatsRecorder)
@@ -115,16 +108,27 @@ class Recorder:
 
     # --- on the request's path ----------------------------------------------------------------------
 
+    def number(self) -> int:
+        """The next id of this gateway's own; :meth:`text` is what a client sees. Record it before taking another turn."""
+        self._next += 1
+        return self._next
+
+    def text(self, number: int) -> str:
+        return request_id(self.series, number)
+
     def served(self, item: Served) -> None:
-        """Remember an answered request, or count its rows as dropped when too many wait already."""
-        count = len(item.rows)
+        """Remember answered requests, or count their rows as dropped when too many wait already."""
+        count = len(item.answer.scores)
         self.rows += count
-        if self._rows + count > self._max_rows:
+        if self._waiting_rows + count > self._max_rows:
             self.dropped += count
             return
         self._served.append(item)
-        self._ids.add(item.request_id)
+        for given in item.ids:
+            if type(given) is str:
+                self._ids.add(given)
         self._rows += count
+        self._waiting_rows += count
         if self._rows >= FLUSH_ROWS:
             self._full.set()
 
@@ -151,9 +155,19 @@ class Recorder:
                 for index, score in enumerate(scores.tolist())
             ]
 
+    def answered(self, version: int, requests: int, latency_ms: float) -> None:
+        """Count requests that were answered together."""
+        self._stats[version].answered(requests, latency_ms)
+
     def holds(self, request_ids: Iterable[str]) -> bool:
         """Whether rows of any of these requests are not in the store yet."""
-        return not self._ids.isdisjoint(request_ids)
+        for given in request_ids:
+            if given in self._ids:
+                return True
+            parsed = parse_request_id(given)
+            if parsed and parsed[0] == self.series and self._stored_below < parsed[1] <= self._next:
+                return True
+        return False
 
     def totals(self) -> dict[int, VariantStats]:
         """Figures of each version since the gateway started."""
@@ -188,35 +202,54 @@ class Recorder:
         async with self._flushing:
             self._full.clear()
             fresh, self._served = self._served, []
-            self._tell(fresh)
             copies, self._shadows = self._shadows, []
-            if fresh or copies:
-                self._parts.append(_Part(fresh, copies))
+            rows, self._rows, upto = self._rows, 0, self._next
+            stats = self._take_stats()
             loop = asyncio.get_running_loop()
+            if fresh or copies:
+                self._parts.append(_Part(fresh, rows, copies))
+            if fresh or stats or self._unsent:
+                await loop.run_in_executor(self._executor, self._tell, fresh, stats)
             while self._parts:
                 part = self._parts[0]
                 await loop.run_in_executor(self._executor, self._write_now, part)
                 self._parts.pop(0)
-                self._rows -= part.rows
-                self._ids.difference_update(item.request_id for item in part.served)
+                self._waiting_rows -= part.rows
+                self._ids.difference_update(i for item in part.served for i in item.ids if type(i) is str)
+            self._stored_below = upto
+
+    def _take_stats(self) -> dict[int, VariantStats]:
+        """The figures since the last time, now counted in the totals. Runs on the event loop."""
+        taken, self._stats = self._stats, defaultdict(StatsRecorder)
+        pairs, self._pairs = self._pairs, {}
+        stats = {version: recorder.stats() for version, recorder in taken.items()}
+        for version, sums in pairs.items():
+            stats[version] = stats.get(version, VariantStats()) + sums
+        for version, figures in stats.items():
+            self._totals[version] = self._totals[version] + figures
+        return stats
 
     def _write_now(self, part: _Part) -> None:
         if part.shadows:
             self._store.add_shadows(self.endpoint, part.shadows)
         if not part.served:
             return
-        self._store.add_predictions(self.endpoint, list(_prediction_rows(part.served)))
+        block, single = packed(self.series, part.served)
+        if single:
+            self._store.add_predictions(self.endpoint, single)
+        if block is not None:
+            self._store.add_block(self.endpoint, block)
         day = time.strftime("%Y%m%d", time.gmtime(part.served[0].served_at))
-        self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{part.id}.parquet", to_parquet(part.served))
+        for number, content in enumerate(to_parquet(part.served, self.text)):
+            name = f"{part.id}-{number}" if number else part.id
+            self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{name}.parquet", content)
 
-    def _tell(self, fresh: list[Served]) -> None:
+    def _tell(self, fresh: list[Served], stats: dict[int, VariantStats]) -> None:
         """Give the sink one batch a version: the encoded width may differ between versions."""
         by_version: dict[int, list[Served]] = defaultdict(list)
         for item in fresh:
             by_version[item.version].append(item)
-        stats = self._take_stats(by_version)
-        if not stats and not fresh:
-            return
+        stats = self._with_scores(by_version, stats)
         batches = [_batch(items) for items in by_version.values()] or [_batch([])]
         batches[0]["stats"] = {version: item.to_dict() for version, item in stats.items()}
         batches[0]["dropped"] = self.dropped - self._dropped_told
@@ -228,9 +261,11 @@ class Recorder:
         except Exception as error:
             log.warning("%s: figures are kept, nobody takes them: %s", self.endpoint, error)
 
-    def _take_stats(self, by_version: dict[int, list[Served]]) -> dict[int, VariantStats]:
-        taken, self._stats = self._stats, defaultdict(StatsRecorder)
-        fresh = {version: recorder.stats() for version, recorder in taken.items()}
+    def _with_scores(
+        self, by_version: dict[int, list[Served]], stats: dict[int, VariantStats]
+    ) -> dict[int, VariantStats]:
+        """The figures to tell: with the sums of the scores, and what could not be told before."""
+        fresh = dict(stats)
         for version, items in by_version.items():
             scores = np.concatenate([item.answer.scores for item in items])
             scores = scores[np.isfinite(scores)]
@@ -238,13 +273,8 @@ class Recorder:
                 score_n=len(scores), score_sum=float(scores.sum()), score_sumsq=float((scores * scores).sum())
             )
             fresh[version] = fresh.get(version, VariantStats()) + sums
-        pairs, self._pairs = self._pairs, {}
-        for version, sums in pairs.items():
-            fresh[version] = fresh.get(version, VariantStats()) + sums
-        for version, stats in fresh.items():
-            self._totals[version] = self._totals[version] + stats
-        for version, stats in self._unsent.items():
-            fresh[version] = fresh.get(version, VariantStats()) + stats
+        for version, waiting in self._unsent.items():
+            fresh[version] = fresh.get(version, VariantStats()) + waiting
         return fresh
 
 
@@ -301,24 +331,13 @@ class LabelWriter:
                 start += len(part)
 
 
-def _prediction_rows(served: Iterable[Served]) -> Iterable[PredictionRow]:
-    for item in served:
-        for index, score in enumerate(item.answer.scores.tolist()):
-            yield PredictionRow(
-                request_id=item.request_id,
-                row_index=index,
-                version=item.version,
-                variant=item.variant,
-                score=score if math.isfinite(score) else None,
-                served_at=item.served_at,
-            )
-
-
 def _batch(served: Sequence[Served]) -> dict[str, Any]:
-    """Arrays over rows, at most :data:`MAX_SINK_ROWS` of the newest; ``cut`` counts the rows left out."""
-    counts = [len(item.rows) for item in served]
+    """Arrays over rows, at most :data:`MAX_SINK_ROWS`, spread evenly; ``cut`` counts the rows left out."""
+    counts = [len(item.answer.scores) for item in served]
     total = sum(counts)
-    keep = slice(max(0, total - MAX_SINK_ROWS), None)
+    keep: Any = slice(None)
+    if total > MAX_SINK_ROWS:
+        keep = np.arange(MAX_SINK_ROWS) * total // MAX_SINK_ROWS
 
     def spread(values: list[Any], dtype: Any) -> np.ndarray[Any, Any]:
         return np.repeat(np.array(values, dtype=dtype), counts)[keep]
@@ -342,30 +361,3 @@ def without_rows(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with its figures and no rows, for a sink that cannot keep up."""
     cut = batch["cut"] + len(batch["scores"])
     return {name: value[:0] if isinstance(value, np.ndarray) else value for name, value in batch.items()} | {"cut": cut}
-
-
-def to_parquet(served: Sequence[Served]) -> bytes:
-    """One part of the prediction log: :data:`raymlops.data.served.LOG_COLUMNS`, then the features as they were sent.
-
-    A feature that has the name of a log column is kept as ``raw.NAME``. Whole numbers and fractions mix to
-    floats; a column that mixes other types is kept as text.
-    """
-    rows = [row for item in served for row in item.rows]
-    logged = list(_prediction_rows(served))
-    columns: dict[str, pa.Array] = {name: pa.array([getattr(row, name) for row in logged]) for name in LOG_COLUMNS}
-    names = dict.fromkeys(name for row in rows for name in row)
-    for name in names:
-        key = f"raw.{name}" if name in LOG_COLUMNS else name
-        columns[key] = _column([row.get(name) for row in rows])
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        if any(type(value) is float for value in values):
-            return pa.array(values, pa.float64())
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())

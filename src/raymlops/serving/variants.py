@@ -163,13 +163,38 @@ class Variants:
 
         return ask
 
+    def pick(self, request: PredictRequest) -> int | None:
+        """The challenger when the table in force draws it for this request (or for a copy of it), else ``None``."""
+        split = self._split
+        if split is None or split.challenger is None or split.weight == 0.0:
+            return None
+        u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{split.challenger}")
+        return split.challenger if split.pick(u) == split.challenger else None
+
+    @property
+    def visible(self) -> list[int]:
+        """Versions a caller may name: the champion, and a challenger that answers requests."""
+        split = self._split
+        if split is None:
+            return []
+        return [split.champion] if split.challenger is None or split.shadow else [split.champion, split.challenger]
+
+    def named(self, version: int) -> int | None:
+        """What :meth:`pick` would say to have ``version`` answer: ``None`` for the champion.
+
+        Raises
+        ------
+        UnknownVersion : no version that answers requests
+        """
+        if version not in self.visible:
+            known = ", ".join(map(str, self.visible))
+            raise UnknownVersion(f"{self.endpoint} does not serve version {version}; it serves {known}.")
+        return None if version == self.visible[0] else version
+
     # --- who answers ---------------------------------------------------------------------------------
 
-    async def answer(self, request: PredictRequest, request_id: str = "") -> tuple[int, str, Answer]:
-        """Version, variant and answer for a request, by the table in force.
-
-        A copy for a shadow goes out when the champion has answered, so that the answer never waits for it; both are
-        remembered under ``request_id``.
+    async def answer(self, request: PredictRequest, challenger: int | None) -> tuple[int, str, Answer]:
+        """Version, variant and answer for a request; ``challenger`` is what :meth:`pick` said for it.
 
         Raises
         ------
@@ -177,32 +202,25 @@ class Variants:
         ContractViolation : the rows break the contract, or the features function cannot take them
         ModelFault : the champion failed, or its prediction is not finite
         """
-        split = self._split
-        if split is None or split.challenger is None or split.weight == 0.0:
+        if challenger is None or self._split is None or self._split.shadow:
             return await self._ask_champion(request.rows)
-        challenger = split.challenger
-        u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{challenger}")
-        if split.pick(u) != challenger:
-            return await self._ask_champion(request.rows)
-        if split.shadow:
-            result = await self._ask_champion(request.rows)
-            self._shadow(challenger, request.rows, request_id, result[2])
-            return result
         return await self._ask_challenger(challenger, request.rows)
 
-    async def answer_by(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
-        """As :meth:`answer`, by a version the caller names. A challenger that fails is still answered for by the champion.
+    def copy(self, version: int, rows: Sequence[Row], request_id: str, served: Answer) -> None:
+        """Let another version see what was answered, when the table says so; what it says only counts.
 
-        Raises
-        ------
-        UnknownVersion : it is neither champion nor challenger
+        A copy goes out when the champion has answered, so that the answer never waits for it; both are remembered under
+        ``request_id``.
         """
-        champion, split = self.require_champion(), self._split
-        if version == champion.version:
-            return await self._ask_champion(rows)
-        if split is not None and version == split.challenger and not split.shadow:
-            return await self._ask_challenger(version, rows)
-        raise UnknownVersion(f"{self.endpoint} does not serve version {version}; its champion is {champion.version}.")
+        if self._split is None or not self._split.shadow or len(self._background) >= MAX_SHADOWS:
+            return
+        # A former champion that is kept warm is asked in this process: its isolated deployment is gone.
+        here = self._loaded.get(version)
+        batcher = here.batcher if here is not None else None
+        if version not in self._split.warm:
+            batcher = self._isolated.get(version)
+        if batcher is not None:
+            self._in_background(self._shadow_now(version, batcher, rows, request_id, served))
 
     async def _ask_champion(self, rows: Sequence[Row]) -> tuple[int, str, Answer]:
         """The champion's answer; failures of the model are counted, rows it cannot take are not."""
@@ -261,18 +279,6 @@ class Variants:
         if len(answer.predictions) != len(rows):
             return None, False, False
         return (answer, False, False) if answer.finite.all() else (None, True, False)
-
-    def _shadow(self, version: int, rows: Sequence[Row], request_id: str, served: Answer) -> None:
-        """Let another version see a copy; what it says only counts."""
-        if len(self._background) >= MAX_SHADOWS or self._split is None:
-            return
-        # A former champion that is kept warm is asked in this process: its isolated deployment is gone.
-        here = self._loaded.get(version)
-        batcher = here.batcher if here is not None else None
-        if version not in self._split.warm:
-            batcher = self._isolated.get(version)
-        if batcher is not None:
-            self._in_background(self._shadow_now(version, batcher, rows, request_id, served))
 
     async def _shadow_now(
         self, version: int, batcher: TickBatcher, rows: Sequence[Row], request_id: str, served: Answer

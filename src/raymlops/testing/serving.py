@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.data.schema import Column, DataContract
+from raymlops.blocks import Block
+from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.gateway import Gateway
@@ -55,17 +56,18 @@ class FakeModel:
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return np.full(len(x), self.probability)
 
-    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], Sent | None]:
+        sent = None
         if isinstance(rows, TableRows):
             x = encode_table_rows(self.contract, rows.table)
         else:
-            x = self.contract.encode_rows(rows)
+            x, sent = self.contract.encode_sent(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
         if self.fault == "slow":
             time.sleep(1.0)
-        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x)
+        return x, np.full(len(x), np.nan) if self.fault == "nan" else self.predict(x), sent
 
     def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return np.asarray(prediction, dtype=np.float64)
@@ -119,6 +121,9 @@ class Nowhere:
     """A store and a lake that keep nothing and know no prediction."""
 
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        return None
+
+    def add_block(self, endpoint: str, block: Block) -> None:
         return None
 
     def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None:
