@@ -200,7 +200,7 @@ def batch(
         str, typer.Option(help="fail: stop at a row against the contract; keep: put it into _refused/ with the reason.")
     ] = "fail",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 262_144,
+    part_rows: Annotated[int | None, typer.Option(help="Rows that are scored and written together.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score files with the champion, on Ray Data: same package and contract as a request, a drift report beside the rows."""

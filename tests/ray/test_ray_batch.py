@@ -20,16 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raymlops.data.schema import learn_contract
 from raymlops.errors import ConfigError, ContractViolation, DataError, DigestMismatch, UnknownVersion
 from raymlops.lake import Lake
 from raymlops.loop import ray_bulk
 from raymlops.loop.ray_endpoint import Endpoint
-from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
 from raymlops.store import Store
+from raymlops.testing.packages import install_version
 
 NAME = "bulk"
 
@@ -47,29 +45,20 @@ def write(path: Path, rows: pd.DataFrame, group: int) -> str:
     return str(path)
 
 
-def install(settings: Settings, folder: Path) -> None:
-    """Two versions of a real package, known to the store as a pipeline's run leaves them; version 1 is champion."""
+def install(settings: Settings) -> None:
+    """Two versions, known to the store as a pipeline's run leaves them; version 1 is champion."""
     settings.ensure_home()
-    learnt = frame(2000)[["a", "b"]].assign(y=lambda rows: (rows.a + rows.b > 0).astype(int))
-    contract = learn_contract(learnt, "y")
-    x, y = contract.encode(learnt), contract.encode_label(learnt.y)
     store = Store(settings.store)
     for version, rounds in ((1, 20), (2, 5)):
-        estimator = XGBoostEstimator({"max_depth": 3}, "binary", 2, rounds, 0).fit(x, y)
-        scores = np.asarray(estimator.predict(x), dtype=float)
-        reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
-        build_package(folder / str(version), estimator, contract, None, reference, {})
-        key = f"packages/{NAME}/{version}"
-        digest = upload(Lake(settings.lake), key, folder / str(version))
-        store.put("versions", f"{NAME}/{version}", {"package_key": key, "digest": digest})
+        install_version(settings, store, NAME, version, rounds=rounds)
     store.put("routing", NAME, {"number": 1, "champion": 1})
     store.put("endpoints", NAME, {"url": "http://127.0.0.1:1/bulk", "direct_url": "http://127.0.0.1:1/bulk"})
     store.close()
 
 
 @pytest.fixture(scope="module")
-def endpoint(ray_cluster: Settings, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
-    install(ray_cluster, tmp_path_factory.mktemp("packages"))
+def endpoint(ray_cluster: Settings) -> Endpoint:
+    install(ray_cluster)
     return Endpoint(NAME, ray_cluster)
 
 
@@ -202,7 +191,7 @@ def test_csv_with_columns_of_its_own(endpoint: Endpoint, tmp_path: Path) -> None
 def test_what_cannot_work_is_refused_before_any_row_is_scored(
     tmp_path: Path, settings: Settings, given: dict[str, Any], kind: type[Exception], said: str
 ) -> None:
-    install(settings, tmp_path / "packages")
+    install(settings)
     write(tmp_path / "good.parquet", frame(10), 10)
     write(tmp_path / "other.parquet", frame(10).rename(columns={"b": "bb"}), 10)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1" + bytes(64))
@@ -214,7 +203,7 @@ def test_what_cannot_work_is_refused_before_any_row_is_scored(
 
 
 def test_a_package_with_a_changed_byte_scores_nothing(tmp_path: Path, settings: Settings) -> None:
-    install(settings, tmp_path / "packages")
+    install(settings)
     lake = Lake(settings.lake)
     content = bytearray(lake.read(f"packages/{NAME}/1/model.json"))
     content[len(content) // 2] ^= 1

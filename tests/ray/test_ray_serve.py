@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from ray import serve
 
 from raymlops.data.schema import learn_contract
-from raymlops.errors import ServingFailed
+from raymlops.errors import ConfigError, ServingFailed
 from raymlops.lake import Lake
 from raymlops.registry.package import Reference, build_package, upload
 from raymlops.search.estimators import XGBoostEstimator
@@ -294,3 +295,44 @@ def test_deploying_again_keeps_the_address_and_fails_no_request(world: World) ->
     assert statuses == {200}
     assert world.predict().json()["version"] == 3
     assert world.engine.status()[ROUTER] == "RUNNING"
+
+
+def test_an_isolated_version_scales_to_zero_and_comes_back_when_it_is_asked(world: World) -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 0.1}
+    delays = {
+        "downscale_delay_s": 0.5,
+        "downscale_to_zero_delay_s": 0.5,
+        "metrics_interval_s": 0.2,
+        "look_back_period_s": 0.5,
+    }
+    serving = Serving(max_body_bytes=100_000, challenger_autoscaling={**scaling, **delays})
+    world.engine.deploy_gateway(NAME, serving)
+    world.engine.deploy_version(NAME, 2)
+
+    def replicas() -> int:
+        found = serve.status().applications[version_app(NAME, 2)].deployments["version"]
+        return sum(found.replica_states.values())
+
+    world.until(lambda: replicas() == 0)
+    assert world.engine.status()[version_app(NAME, 2)] == "RUNNING"
+    world.publish(champion=1, challenger=2, weight=1.0)
+    seen = []
+
+    def asked() -> bool:
+        seen.append(world.predict())
+        return bool(seen[-1].json()["version"] == 2)
+
+    world.until(asked)
+    # Until it was back, the champion answered.
+    assert {answer.status_code for answer in seen} == {200}
+    world.publish(champion=1)
+    world.engine.delete_version(NAME, 2)
+    world.engine.deploy_gateway(NAME, Serving(max_body_bytes=100_000))
+
+
+def test_autoscaling_that_serve_refuses_is_said_in_words(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"autoscaling does not know 'max_replica'\. Did you mean 'max_replicas'"):
+        world.engine.deploy_gateway(NAME, Serving(autoscaling={"max_replica": 3}))
+    with pytest.raises(ConfigError, match=r"autoscaling=.* is refused by Ray Serve: "):
+        world.engine.deploy_gateway(NAME, Serving(autoscaling={"min_replicas": 3, "max_replicas": 1}))
+    assert world.predict().status_code == 200

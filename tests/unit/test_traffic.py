@@ -49,6 +49,7 @@ def test_draws_are_the_same_for_a_key_and_differ_between_salts() -> None:
         ("deadline_s", 0, "deadline_s=0 leaves no time to answer"),
         ("deadline_s", "soon", "deadline_s='soon' is not a duration"),
         ("autoscaling", 3, "autoscaling=3 is not a mapping"),
+        ("challenger_autoscaling", "up", "challenger_autoscaling='up' is not a mapping"),
         ("num_cpus", -1, "num_cpus=-1 cannot be reserved"),
     ],
 )

@@ -69,12 +69,13 @@ def batch(
     keep: Sequence[str] | None = None,
     on_bad: OnBad = "fail",
     resume: bool = False,
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
     part_bytes: int = PART_BYTES,
     progress: Progress | None = None,
 ) -> BatchResult:
     """Score files; see :meth:`raymlops.Endpoint.batch`."""
     progress = progress or Silent()
+    part_rows = PART_ROWS if part_rows is None else part_rows
     if on_bad not in ("fail", "keep"):
         raise ConfigError(f"on_bad={on_bad!r} is not known.{nearest(str(on_bad), ('fail', 'keep'))}")
     if format not in (None, "csv", "parquet"):
@@ -103,7 +104,7 @@ def batch(
         keep=None if keep is None else tuple(source.columns if "all" in keep else keep),
         on_bad=on_bad,
         kinds=kinds_of(inferred_schema(source)) if predictor.features is not None and source.separator else {},
-        file_rows=max(part_rows, 1),
+        file_rows=part_rows,
     )
     lake, done = open_run(bulk, resume=resume)
     resumed = len(done)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from raymlops.data.parts import PART_ROWS
 from raymlops.errors import NotReady, RaymlopsError, UnknownEndpoint
 from raymlops.events import Event, EventLog
 from raymlops.settings import Settings
@@ -64,7 +63,7 @@ class Endpoint:
         keep: Sequence[str] | None = None,
         on_bad: OnBad = "fail",
         resume: bool = False,
-        part_rows: int = PART_ROWS,
+        part_rows: int | None = None,
         progress: Progress | None = None,
     ) -> BatchResult:
         """Score CSV or Parquet files with the champion's package, on Ray Data; the endpoint need not be serving.
@@ -79,7 +78,7 @@ class Endpoint:
         on_bad : ``"fail"`` stops at the first row that a request would be refused for, ``"keep"`` puts such rows into
             ``_refused/`` with the reason
         resume : go on with the run in ``output``; parts that are done are not scored again
-        part_rows : rows that are scored, written and, after a crash, repeated together
+        part_rows : rows that are scored, written and, after a crash, repeated together; about 262,144 when not given
 
         Raises
         ------

@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
 from ray.serve.api import RunTarget
+from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from raymlops.errors import ConfigError, ServingFailed
+from raymlops.errors import ConfigError, ServingFailed, nearest
 from raymlops.serving.ray_replica import GatewayReplica, RouterReplica, VersionReplica, version_app
 from raymlops.serving.spec import Serving
 from raymlops.settings import Settings
@@ -81,10 +83,12 @@ class ServeEngine:
         """
         self.start()
         spec = serving or Serving()
+        if spec.challenger_autoscaling is not None:
+            _autoscaling("challenger_autoscaling", spec.challenger_autoscaling)  # now, and not in the next rollout
         place = self._place(endpoint, spec)
         options = self._options(spec)
         if spec.autoscaling is not None:
-            options["autoscaling_config"] = dict(spec.autoscaling)
+            options["autoscaling_config"] = _autoscaling("autoscaling", spec.autoscaling)
         else:
             options["num_replicas"] = spec.replicas
         gateway: Any = serve.deployment(serve.ingress()(GatewayReplica), name="gateway", **options)
@@ -113,7 +117,7 @@ class ServeEngine:
         if self.status().get(name) == "RUNNING":
             return
         deployment: Any = serve.deployment(
-            VersionReplica, name="version", num_replicas=1, max_constructor_retry_count=1, **self._options(Serving())
+            VersionReplica, name="version", max_constructor_retry_count=1, **self._version_options(endpoint)
         )
         try:
             _deploy(
@@ -157,7 +161,8 @@ class ServeEngine:
         port = spec.port or (kept["port"] if kept is not None else 0)
         if not port or (not spec.port and not _is_shareable(host, port)):
             port = _free_port(host)
-        store.put("gateways", endpoint, {"port": port})
+        scaling = None if spec.challenger_autoscaling is None else dict(spec.challenger_autoscaling)
+        store.put("gateways", endpoint, {"port": port, "challenger_autoscaling": scaling})
         store.close()
         reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return Place(
@@ -165,6 +170,21 @@ class ServeEngine:
             direct_url=f"http://{reach}:{port}/{endpoint}",
             port=port,
         )
+
+    def _version_options(self, endpoint: str) -> dict[str, Any]:
+        """An isolated version scales as the endpoint's gateways were told; it always starts with a replica, or a version
+        that cannot start would be found by its first request."""
+        store = Store(self.settings.store)
+        scaling = (store.get("gateways", endpoint) or {}).get("challenger_autoscaling")
+        store.close()
+        options = self._options(Serving())
+        if scaling is None:
+            return {**options, "num_replicas": 1}
+        least = max(1, int(scaling.get("min_replicas", 1)))
+        return {
+            **options,
+            "autoscaling_config": _autoscaling("challenger_autoscaling", {"initial_replicas": least, **scaling}),
+        }
 
     def _options(self, spec: Serving) -> dict[str, Any]:
         environ = {**self.settings.environ(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -203,6 +223,19 @@ def _reason(app: Any) -> str:
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line or "Exception" in line or line.startswith("raymlops.")]
     return str((errors or lines or ["no reason was given"])[-1])[:500]
+
+
+def _autoscaling(name: str, given: Mapping[str, Any]) -> AutoscalingConfig:
+    """Serve's own configuration, or its complaint as ours."""
+    known = AutoscalingConfig.model_fields
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{name} does not know {key!r}.{nearest(key, known)}")
+    try:
+        return AutoscalingConfig(**given)
+    except ValueError as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"{name}={dict(given)!r} is refused by Ray Serve: {words[:300]}") from error
 
 
 def _delete(name: str) -> None:

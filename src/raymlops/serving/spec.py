@@ -30,6 +30,8 @@ class Serving:
     deadline_s : seconds (or ``"10s"``) within which a request is answered or refused; its body must be there by then
     header_timeout_s : seconds within which a request's headers must be there, on the gateways' own listener
     autoscaling : Ray Serve's ``autoscaling_config``, given on unchanged
+    challenger_autoscaling : the same for each isolated version, one replica when not given. With ``min_replicas=0`` a
+        version that nobody asks gives up its process; the first request after that is answered by the champion
     num_cpus : logical CPUs each replica reserves
 
     Raises
@@ -44,6 +46,7 @@ class Serving:
     deadline_s: float | str = 10.0
     header_timeout_s: float | str = 10.0
     autoscaling: Mapping[str, Any] | None = None
+    challenger_autoscaling: Mapping[str, Any] | None = None
     num_cpus: float = 0.0
 
     def __post_init__(self) -> None:
@@ -59,10 +62,10 @@ class Serving:
             raise ConfigError("deadline_s=0 leaves no time to answer: give more than 0 seconds.")
         if not self.header_timeout > 0:
             raise ConfigError("header_timeout_s=0 leaves no time to ask: give more than 0 seconds.")
-        if self.autoscaling is not None and not isinstance(self.autoscaling, Mapping):
-            raise ConfigError(
-                f"autoscaling={self.autoscaling!r} is not a mapping: give Ray Serve's autoscaling_config."
-            )
+        for name in ("autoscaling", "challenger_autoscaling"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise ConfigError(f"{name}={value!r} is not a mapping: give Ray Serve's autoscaling_config.")
         cpus = self.num_cpus
         if not isinstance(cpus, (int, float)) or isinstance(cpus, bool) or not 0 <= cpus < 1e6:
             raise ConfigError(f"num_cpus={self.num_cpus!r} cannot be reserved: give a number from 0.")
