@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,18 +13,16 @@ import pandas as pd
 import pytest
 import ray
 
-from raymlops.data.schema import learn_contract
 from raymlops.data.sources import FrameSource
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, call, save_pipeline
 from raymlops.pipeline import Pipeline
-from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.serving.policies import BlueGreen, Canary
 from raymlops.serving.ray_serve import Place, ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.settings import Settings
 from raymlops.store import Store
+from raymlops.testing.packages import register_small
 
 NAME = "rolled"
 FRAME = pd.DataFrame({"a": [0.1, -0.2], "b": [0.3, 0.4], "y": [1, 0]})
@@ -48,22 +45,6 @@ class TestedSteward(Steward):
         nothing: Any = Nothing()
         super().__init__(NAME, settings, ServeEngine(settings), nothing, nothing)
         self.start()
-
-
-def register(settings: Settings, store: Store, folder: Path, version: int, flipped: bool) -> None:
-    """Versions that learnt the rule, or its opposite."""
-    rng = np.random.default_rng(version)
-    x = rng.normal(size=(400, 2)).astype(np.float32)
-    y = (x[:, 0] > 0).astype(float)
-    learnt = 1 - y if flipped else y
-    contract = learn_contract(pd.DataFrame({"a": x[:, 0].astype(float), "b": x[:, 1].astype(float), "y": y}), "y")
-    estimator = XGBoostEstimator({"max_depth": 2}, "binary", 2, 20, 0).fit(x, learnt)
-    scores = np.asarray(estimator.predict(x), dtype=float)
-    reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
-    build_package(folder / str(version), estimator, contract, None, reference, {})
-    key = f"packages/{NAME}/{version}"
-    digest = upload(Lake(settings.lake), key, folder / str(version))
-    store.put("versions", f"{NAME}/{version}", {"package_key": key, "digest": digest})
 
 
 class World:
@@ -108,7 +89,7 @@ class Traffic(threading.Thread):
                     body = answer.json()
                     self.versions.append(body["version"])
                     labels = [
-                        {"request_id": body["request_id"], "row": index, "label": float(row["a"] > 0)}
+                        {"request_id": body["request_id"], "row": index, "label": float(row["a"] + row["b"] > 0)}
                         for index, row in enumerate(rows)
                     ]
                     if len(self.statuses) % 5 == 0:
@@ -129,7 +110,7 @@ class Traffic(threading.Thread):
 def world(ray_cluster: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     store, folder = Store(ray_cluster.store), tmp_path_factory.mktemp("packages")
     for version, flipped in ((1, False), (2, False), (3, True)):
-        register(ray_cluster, store, folder, version, flipped)
+        register_small(ray_cluster, NAME, version, folder, rounds=20, flipped=flipped)
     save_pipeline(store, Lake(ray_cluster.lake), Pipeline(name=NAME, source=FrameSource(FRAME, label="y")))
     steward: Any = (
         ray.remote(TestedSteward)
