@@ -20,26 +20,22 @@ import tempfile
 import threading
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
 
-from raymlops.data.schema import learn_contract
 from raymlops.data.sources import FrameSource
 from raymlops.lake import Lake
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.pipeline import Pipeline
-from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.serving.ray_serve import ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.store import Store
+from raymlops.testing.packages import register_small
 
 NAME = "weights"
 BODY = json.dumps({"rows": [{"a": 0.5, "b": -0.5}]})
@@ -81,22 +77,6 @@ class Client(threading.Thread):
             time.sleep(0.01)
 
 
-def register(settings: Settings, store: Store, folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 2)).astype(np.float32)
-    y = (x[:, 0] > 0).astype(float)
-    frame = pd.DataFrame({"a": x[:, 0].astype(float), "b": x[:, 1].astype(float), "y": y})
-    estimator = XGBoostEstimator({"max_depth": 2}, "binary", 2, 10, 0).fit(x, y)
-    scores = np.asarray(estimator.predict(x), dtype=float)
-    reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
-    build_package(folder, estimator, learn_contract(frame, "y"), None, reference, {})
-    for number in (1, 2):
-        key = f"packages/{NAME}/{number}"
-        digest = upload(Lake(settings.lake), key, folder)
-        store.put("versions", f"{NAME}/{number}", {"package_key": key, "digest": digest})
-    save_pipeline(store, Lake(settings.lake), Pipeline(name=NAME, source=FrameSource(frame, label="y")))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 tables instead of 200")
@@ -107,7 +87,10 @@ def main() -> None:
         settings = Settings.read({**os.environ, "RAYMLOPS_HOME": home, "RAYMLOPS_RAY_ADDRESS": "local"})
         settings.ensure_home()
         store = Store(settings.store)
-        register(settings, store, Path(home) / "package")
+        for number in (1, 2):
+            register_small(settings, NAME, number)
+        frame = pd.DataFrame({"a": [0.1, -0.2], "b": [0.3, 0.4], "y": [1, 0]})
+        save_pipeline(store, Lake(settings.lake), Pipeline(name=NAME, source=FrameSource(frame, label="y")))
         connect(settings)
         steward: Any = (
             ray.remote(Publisher)

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pandas as pd
 import pytest
 import ray
 from ray import serve
 
-from raymlops.data.schema import learn_contract
 from raymlops.errors import ConfigError, ServingFailed
 from raymlops.lake import Lake
-from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.ray_replica import NAMESPACE, steward_name, version_app
 from raymlops.serving.ray_serve import ROUTER, Place, ServeEngine
@@ -28,6 +24,7 @@ from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.store import Store
+from raymlops.testing.packages import register_small
 
 NAME = "served"
 ROW = {"a": 0.5, "b": -0.5}
@@ -69,21 +66,6 @@ def broken(frame: pd.DataFrame) -> pd.DataFrame:
     raise RuntimeError("these features never worked")
 
 
-def register(settings: Settings, store: Store, folder: Path, version: int, rounds: int, features: Any = None) -> None:
-    """A real package in the lake; each version has its own number of rounds, and so its own probabilities."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 2)).astype(np.float32)
-    y = (x[:, 0] + x[:, 1] > 0).astype(float)
-    contract = learn_contract(pd.DataFrame({"a": x[:, 0].astype(float), "b": x[:, 1].astype(float), "y": y}), "y")
-    estimator = XGBoostEstimator({"max_depth": 2}, "binary", 2, rounds, 0).fit(x, y)
-    scores = np.asarray(estimator.predict(x), dtype=float)
-    reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
-    build_package(folder / str(version), estimator, contract, features, reference, {})
-    key = f"packages/{NAME}/{version}"
-    digest = upload(Lake(settings.lake), key, folder / str(version))
-    store.put("versions", f"{NAME}/{version}", {"package_key": key, "digest": digest})
-
-
 class World:
     """The deployed endpoint; tables are numbered as they are published."""
 
@@ -121,11 +103,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(ray_cluster: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    store, folder = Store(ray_cluster.store), tmp_path_factory.mktemp("packages")
+def world(ray_cluster: Settings) -> Iterator[World]:
+    store = Store(ray_cluster.store)
     for version, rounds in ((1, 3), (2, 6), (3, 9)):
-        register(ray_cluster, store, folder, version, rounds)
-    register(ray_cluster, store, folder, 4, 12, broken)
+        register_small(ray_cluster, NAME, version, rounds=rounds)
+    register_small(ray_cluster, NAME, 4, rounds=12, features=broken)
     store.put("routing", NAME, TrafficSplit(number=1, champion=1).to_dict())
     steward, engine = launch_steward(), ServeEngine(ray_cluster)
     place = engine.deploy_gateway(NAME, Serving(max_body_bytes=100_000))
@@ -256,7 +238,7 @@ def test_the_champion_shields_from_a_broken_challenger_and_from_one_that_is_gone
 
 
 def test_one_changed_byte_is_refused_and_nothing_of_the_version_stays(world: World, tmp_path: Path) -> None:
-    register(world.settings, world.store, tmp_path, 9, 15)
+    register_small(world.settings, NAME, 9, rounds=15)
     lake, key = Lake(world.settings.lake), f"packages/{NAME}/9/model.json"
     content = bytearray(lake.read(key))
     content[len(content) // 2] ^= 1

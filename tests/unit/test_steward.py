@@ -5,24 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from raymlops.clock import ManualClock
-from raymlops.data.schema import learn_contract
 from raymlops.data.sources import FrameSource
 from raymlops.errors import RolloutError, StaleLease
 from raymlops.events import EventLog
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.pipeline import Pipeline
-from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.policies import Canary, Shadow
 from raymlops.settings import Settings
 from raymlops.store import LabelRow, PredictionRow, ShadowRow, Store
+from raymlops.testing.packages import register_small
 
 NAME = "stewarded"
 
@@ -58,29 +55,13 @@ class Engines:
         self.asked.append((alias, None))
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("package") / "p"
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 2)).astype(np.float32)
-    y = (x[:, 0] > 0).astype(float)
-    contract = learn_contract(pd.DataFrame({"a": x[:, 0].astype(float), "b": x[:, 1].astype(float), "y": y}), "y")
-    estimator = XGBoostEstimator({"max_depth": 2}, "binary", 2, 3, 0).fit(x, y)
-    scores = np.asarray(estimator.predict(x), dtype=float)
-    reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
-    build_package(folder, estimator, contract, None, reference, {})
-    return folder
-
-
 class World:
-    def __init__(self, settings: Settings, package: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path) -> None:
         settings.ensure_home()
         self.settings, self.store, self.lake = settings, Store(settings.store), Lake(settings.lake)
         self.clock, self.engines = ManualClock(1000.0), Engines()
-        for version in (1, 2, 3):
-            key = f"packages/{NAME}/{version}"
-            digest = upload(self.lake, key, package)
-            self.store.put("versions", f"{NAME}/{version}", {"package_key": key, "digest": digest})
+        for version in (1, 2):
+            register_small(settings, NAME, version)
         self.served = 0
 
     def steward(self, rollout: Any = None) -> Steward:
@@ -109,8 +90,8 @@ class World:
 
 
 @pytest.fixture
-def world(settings: Settings, package: Path) -> World:
-    return World(settings, package)
+def world(settings: Settings, tmp_path: Path) -> World:
+    return World(settings, tmp_path)
 
 
 def told(**versions: VariantStats) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class EndpointState:
     def from_dict(cls, body: dict[str, Any]) -> EndpointState:
         kind, data = body["phase"]
         if kind == "RollingOut":
-            data = {**data, "rollout": Rollout(**data["rollout"])}
+            data = {**data, "rollout": Rollout(**{"began_at": data["rollout"]["entered_at"], **data["rollout"]})}
         return cls(
             **{
                 **body,

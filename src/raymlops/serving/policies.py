@@ -96,7 +96,8 @@ class BlueGreen(Rules):
     """All traffic at once, and all of it back at once.
 
     First the new version (green) gets a copy of each request and answers nobody; then it answers all of them, the old
-    one (blue) still loaded in every gateway; after ``hold_s`` without a failure it is promoted.
+    one (blue) still loaded in every gateway; after ``hold_s`` without a failure it is promoted. Until then green answers
+    from its own deployment, as every challenger does: size that for all the traffic.
 
     Attributes
     ----------

@@ -13,11 +13,11 @@ from raymlops.data.schema import learn_contract
 from raymlops.lake import Lake
 from raymlops.registry.package import Reference, build_package, upload
 from raymlops.search.estimators import XGBoostEstimator
+from raymlops.store import Store
 
 if TYPE_CHECKING:
     from raymlops.data.features import FeatureFunction
     from raymlops.settings import Settings
-    from raymlops.store import Store
 
 
 def table(rows: int, seed: int = 0) -> pd.DataFrame:
@@ -34,16 +34,17 @@ def install_version(
     *,
     rounds: int,
     features: FeatureFunction | None = None,
+    flipped: bool = False,
 ) -> tuple[str, str]:
     """A version of ``endpoint`` in the lake and the store; its key and digest.
 
-    ``rounds`` of boosting give each version probabilities of its own. The store is told what a pipeline's run would tell it;
+    ``rounds`` of boosting give each version probabilities of its own; a ``flipped`` one has learnt the opposite. The store is told what a pipeline's run would tell it;
     no table routes to the version yet.
     """
     learnt = table(2000)
     contract = learn_contract(learnt, "y")
     x, y = contract.encode(learnt), contract.encode_label(learnt.y)
-    estimator = XGBoostEstimator({"max_depth": 3}, "binary", 2, rounds, 0).fit(x, y)
+    estimator = XGBoostEstimator({"max_depth": 3}, "binary", 2, rounds, 0).fit(x, 1 - y if flipped else y)
     scores = np.asarray(estimator.predict(x), dtype=float)
     reference = Reference(columns=contract.names, x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
     key = f"packages/{endpoint}/{version}"
@@ -53,3 +54,18 @@ def install_version(
         digest = upload(Lake(settings.lake), key, folder)
     store.put("versions", f"{endpoint}/{version}", {"package_key": key, "digest": digest})
     return key, digest
+
+
+def register_small(
+    settings: Settings,
+    endpoint: str,
+    version: int,
+    *,
+    rounds: int = 3,
+    features: FeatureFunction | None = None,
+    flipped: bool = False,
+) -> None:
+    """As :func:`install_version`, with a store of its own."""
+    store = Store(settings.store)
+    install_version(settings, store, endpoint, version, rounds=rounds, features=features, flipped=flipped)
+    store.close()
