@@ -211,7 +211,7 @@ def pause(name: Name) -> None:
 
 @app.command()
 def resume(name: Name) -> None:
-    """Let a paused rollout go on."""
+    """Let a paused rollout go on, or retrainings start again after the policy asked for a person."""
     _tell(_endpoint(name).resume())
 
 

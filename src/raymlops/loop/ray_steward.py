@@ -145,7 +145,7 @@ class Steward:
             "abort": lambda now: controller.abort(self._state, reason, now),
             "rollback": lambda now: controller.rollback(self._state, reason, now),
             "pause": lambda now: controller.pause(self._state, True),
-            "resume": lambda now: controller.pause(self._state, False),
+            "resume": lambda now: controller.resume(self._state, now),
             "retrain": lambda now: controller.start_retraining(self._state, reason, {"asked": "by hand"}, now),
         }
         with self._lock:
