@@ -188,7 +188,7 @@ def decide_retrain(
         return Wait(until=None, reason=f"{labelled_rows} labelled rows, {policy.min_labels} needed")
     if probe is not None and not probe.gains:
         return Wait(until=None, reason=f"a probe refit shows no gain: {probe.note}")
-    facts = {"labelled_rows": labelled_rows, "fruitless": state.fruitless}
+    facts: dict[str, Any] = {"labelled_rows": labelled_rows, "fruitless": state.fruitless}
     if state.episode is not None:
         facts["episode"] = state.episode.id
     return _held_back(policy, state, now) or replace(wanted, evidence={**wanted.evidence, **facts})

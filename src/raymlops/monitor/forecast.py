@@ -103,7 +103,8 @@ def survival(ages: Sequence[float], failed: Sequence[bool]) -> tuple[NDArray[np.
     order = np.argsort(ages, kind="stable")
     at, events = np.asarray(ages, dtype=np.float64)[order], np.asarray(failed, dtype=bool)[order]
     times, left, alive, variance = [], [], 1.0, 0.0
-    low, high = [], []
+    low: list[float] = []
+    high: list[float] = []
     for time in np.unique(at[events]):
         risk, deaths = int((at >= time).sum()), int((events & (at == time)).sum())
         alive *= 1 - deaths / risk
