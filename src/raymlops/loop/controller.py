@@ -149,7 +149,11 @@ def _watch_rollout(state: EndpointState, canary: Canary, _policy: RetrainPolicy,
     if not isinstance(state.phase, RollingOut) or state.phase.paused or seen.comparison is None:
         return state, ()
     rollout = state.phase.rollout
-    match decide(canary, rollout, seen.comparison, seen.now):
+    decision = decide(canary, rollout, seen.comparison, seen.now)
+    if seen.burning and isinstance(decision, (Advance, Promote)):
+        # No change while the error budget burns; a rollback is what may put the fire out.
+        return state, ()
+    match decision:
         case Hold():
             return state, ()
         case Advance(step=index, weight=weight, reason=reason):

@@ -106,7 +106,7 @@ class Steward:
     def observe(self, batch: dict[str, Any]) -> None:
         """Take what one gateway saw since its last call."""
         with self._lock:
-            self._watch.observe(batch)
+            self._watch.observe(batch, self._clock.now())
 
     # --- called by runs and retrainings -------------------------------------------------------------
 
@@ -184,6 +184,9 @@ class Steward:
                 labelled=self._watch.labelled,
                 job=job,
                 job_log=job_log,
+                diagnosis=self._watch.insight.diagnosis,
+                burning=self._watch.insight.burning(now),
+                forecast=self._watch.insight.forecast,
             )
             self._obey(controller.step(self._state, self._pipeline.rollout, self._pipeline.retrain, seen))
 

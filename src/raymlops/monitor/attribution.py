@@ -8,7 +8,7 @@ measured) is the prior part; the remainder is the concept part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,29 @@ def density_ratio(
     clipped = np.minimum(odds, _LARGEST_WEIGHT)
     weights: NDArray[np.float64] = clipped / clipped.mean()
     return weights
+
+
+def score_importance(
+    predict: Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]],
+    x: NDArray[np.float32],
+    columns: Sequence[str],
+    *,
+    rows: int = 500,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much each column moves the model's output: mean absolute change when its values are shuffled among ``rows``.
+
+    Breiman's permutation importance (2001) of the score instead of the loss, so that it needs no labels. ``predict``
+    takes rows ``(n, d)`` and gives ``(n,)`` or ``(n, k)``.
+    """
+    rng = np.random.default_rng(seed)
+    some = x[np.sort(rng.choice(len(x), size=min(rows, len(x)), replace=False))]
+    base, found = np.asarray(predict(some)), {}
+    for i, name in enumerate(columns):
+        mixed = some.copy()
+        mixed[:, i] = rng.permutation(some[:, i])
+        found[name] = float(np.nanmean(np.abs(np.asarray(predict(mixed)) - base)))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

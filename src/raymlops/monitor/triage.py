@@ -7,7 +7,7 @@ split into what the inputs explain and what they do not (see ``attribution.py``)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,8 @@ Kind = Literal["none", "covariate_shift", "prior_shift", "concept_shift", "traff
 VETO: frozenset[Kind] = frozenset({"broken_data", "serving_fault"})
 
 MISSING_SHARE = 0.05
-"""A change of a missing rate by less (over its noise floor) is drift of the data, by more it is a fault of its source."""
+"""A missing rate that rises by less (over its noise floor) is drift of the data, whatever the column was like."""
+_SELDOM, _HALF = 0.01, 0.5
 FAULT_RATE = 0.05
 """Share of requests without a usable answer that is surely exceeded in a serving fault."""
 _Z = 3.0
@@ -75,6 +76,8 @@ def triage(
     report: DriftReport,
     *,
     importance: Mapping[str, float] | None = None,
+    missing_before: Mapping[str, float] | None = None,
+    categories: Collection[str] = (),
     parts: LossParts | None = None,
     mix: Mix | None = None,
     stats: VariantStats | None = None,
@@ -84,6 +87,11 @@ def triage(
     Parameters
     ----------
     importance : of columns to the model, not negative, in any unit; a column that is not named counts as the mean one
+    missing_before : missing rates of the reference's columns, 0 where not named. Data are broken when a column that was
+        hardly ever missing is missing now, or when half of what used to be there is gone; a rate that fell, or crept up
+        where values were often missing, is drift
+    categories : columns in which a value that the model does not know counts as missing: new values are drift, and a
+        model must learn them, so these columns are never a veto
     parts : the rise of the loss, split; without labels ``None``
     mix : whether one category column's shares explain the other columns' changes
     stats : what the version answered lately
@@ -92,10 +100,9 @@ def triage(
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
-    gone = [item for item in guilty if item.what in _BROKEN and item.distance >= MISSING_SHARE]
+    gone = _gone(report, missing_before or {}, categories)
     if gone:
-        names = ", ".join(f"{item.column} ({item.distance:.0%})" for item in gone[:5])
-        return Diagnosis(kind="broken_data", note=f"missing or infinite values changed in {names}", guilty=guilty)
+        return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(
         Diagnosis(kind="none", note="nothing moved beyond its noise", guilty=guilty),
         covariate=None if parts is None else parts.covariate,
@@ -132,6 +139,19 @@ def rank(report: DriftReport, importance: Mapping[str, float]) -> tuple[Guilt, .
         if held is None or (guilt.what in _BROKEN, guilt.weight) > (held.what in _BROKEN, held.weight):
             strongest[item.column] = guilt
     return tuple(sorted(strongest.values(), key=lambda guilt: (-guilt.weight, guilt.column)))
+
+
+def _gone(report: DriftReport, before: Mapping[str, float], categories: Collection[str]) -> list[str]:
+    found = []
+    for item in report.evidence:
+        if item.name not in _BROKEN or item.column in categories or not item.drifted:
+            continue
+        if item.statistic <= 0 or item.distance < MISSING_SHARE:
+            continue
+        then = before.get(item.column, 0.0)
+        if then < _SELDOM or item.distance >= _HALF * (1.0 - then):
+            found.append(f"{item.column} ({item.statistic:+.0%} of the rows)")
+    return found
 
 
 def _fault(stats: VariantStats | None) -> str:
