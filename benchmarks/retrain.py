@@ -46,7 +46,7 @@ from raymlops.search.selection import Problem, Search, compare_windows, refit
 WEEK_S = 7 * 86_400.0
 FOLLOWING = 4
 MONITOR = Monitor(window_rows=500, min_rows=100, max_age="1d", alpha=1e-2, tolerance=0.10, second_opinion="off")
-POLICY = RetrainPolicy(min_labels=150, cooldown="1h", on_forecast=True, give_up_after=10)
+POLICY = RetrainPolicy(min_labels=150, on_forecast=True, refit_cost="4d", window="all", give_up_after=10)
 Model = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
@@ -244,7 +244,9 @@ class Loop:
         self._state = self._state.started(now, decision.trigger)
         self._standing, self._labelled = None, 0
         arrays = held_out(self.table, end, holdout)
-        search = Search(candidates=[hist_boosting()])
+        # What the monitor watches is what the windows are compared by.
+        metric = "mae" if self.table.contract.task == "regression" else "brier"
+        search = Search(candidates=[hist_boosting()], metric=metric, recency=POLICY.window == "recent")
         result = compare_windows(arrays, self.table.contract, search, ordered=self.table.ordered, change_row=began)
         task = self.table.contract.task
         old, new = (

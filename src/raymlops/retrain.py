@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from raymlops.clock import seconds
 from raymlops.errors import ConfigError
+from raymlops.monitor.forecast import optimal_period, span
 from raymlops.retrain_state import ALARMS, KEPT, Episode, RetrainState, Trigger, Turn
 from raymlops.schedule import Cron
 
@@ -45,6 +46,9 @@ class RetrainPolicy:
     on_harm : measured loss above what is accepted (severity 4)
     on_drift : the score moved in two windows running while there are no labels to measure the loss (severity 3)
     on_forecast : the age at which earlier versions went bad has come (see ``monitor/forecast.py``)
+    refit_cost : with it the forecast weighs cost against gain instead: for how long a doubled loss is as bad as one
+        retraining. The champion is then due at the age ``sqrt(2 * refit_cost / rate)``, rate the relative excess loss
+        that versions gain a second; where they do not surely age, never
     every : age at which the champion is trained again whatever was seen; ``None`` never
     every_labels : new labelled rows after which the champion is trained again whatever was seen; ``None`` never
     schedule : five-field cron expression (UTC) at which the champion is trained again; ``None`` never
@@ -67,6 +71,7 @@ class RetrainPolicy:
     on_drift: bool = True
     on_harm: bool = True
     on_forecast: bool = False
+    refit_cost: float | str | None = None
     every: float | str | None = None
     every_labels: int | None = None
     schedule: str | None = None
@@ -96,6 +101,10 @@ class RetrainPolicy:
             raise ConfigError(f"backoff={self.backoff!r} cannot be used: give a factor from 1 to 100.")
         if self.every is not None and seconds(self.every, "every") <= 0:
             raise ConfigError(f"every={self.every!r} would retrain without end: give more than 0 seconds, or None.")
+        if self.refit_cost is not None and seconds(self.refit_cost, "refit_cost") <= 0:
+            raise ConfigError(
+                f"refit_cost={self.refit_cost!r} would retrain without end: give more than 0 seconds, or None."
+            )
         if self.schedule is not None:
             Cron.parse(self.schedule)
         if self.search not in ("champion", "full"):
@@ -242,8 +251,16 @@ def _calendar(policy: RetrainPolicy, state: RetrainState, forecast: Forecast | N
         due.append((since + seconds(policy.every, "every"), "age", f"the champion is {age:.0f} s old"))
     if policy.schedule is not None:
         due.append((Cron.parse(policy.schedule).next_after(since), "schedule", f"its time by {policy.schedule!r}"))
-    if policy.on_forecast and forecast is not None and forecast.due_s is not None:
-        due.append((since + forecast.due_s, "forecast", forecast.note))
+    if policy.on_forecast and forecast is not None:
+        after, why = forecast.due_s, forecast.note
+        if policy.refit_cost is not None:
+            cost = seconds(policy.refit_cost, "refit_cost")
+            after, rate = None, forecast.rate
+            if rate is not None:
+                after = optimal_period(cost, rate)
+                why = f"versions gain {rate * 86_400:.1%} of loss a day, so every {span(after)} is cheapest"
+        if after is not None:
+            due.append((since + after, "forecast", why))
     if not due:
         return Wait(until=None, reason="nothing asks for it")
     at, trigger, reason = min(due)

@@ -158,6 +158,18 @@ def test_the_forecast_asks_only_when_it_may_and_knows() -> None:
     assert isinstance(decide_retrain(policy, state, None, 500, 1e9, forecast=replace(due, due_s=None)), Wait)
 
 
+def test_a_refit_cost_weighs_ageing_against_a_retraining() -> None:
+    policy, state = replace(POLICY, on_forecast=True, refit_cost=50.0), RetrainState().trained(0.0)
+    found = Forecast(due_s=5.0, low_s=None, high_s=None, lives=5, censored=1, method="ageing", note="", rate=0.01)
+    assert decide_retrain(policy, state, None, 500, 99.0, forecast=found) == Wait(
+        until=100.0, reason="nothing asks for it before the champion is due"
+    )
+    decision = decide_retrain(policy, state, None, 500, 100.0, forecast=found)
+    assert isinstance(decision, Retrain)
+    assert decision.reason == "versions gain 86400.0% of loss a day, so every 1.67 min is cheapest"
+    assert isinstance(decide_retrain(policy, state, None, 500, 1e9, forecast=replace(found, rate=None)), Wait)
+
+
 @pytest.mark.parametrize("kind", ["broken_data", "serving_fault"])
 def test_broken_data_and_a_serving_fault_are_a_veto(kind: Kind) -> None:
     decision = decide_retrain(POLICY, RetrainState(), HARM, 500, 0.0, diagnosis=Diagnosis(kind=kind, note="why"))
@@ -219,6 +231,7 @@ def test_state_moves_and_survives_json() -> None:
         ("max_per_day", 257, "max_per_day=257 is more than are remembered: give at most 256"),
         ("backoff", 0.5, "backoff=0.5 cannot be used: give a factor from 1 to 100"),
         ("schedule", "0 25 * * *", "schedule='0 25 * * *': '25' is no hour. Give 0 to 23"),
+        ("refit_cost", 0, "refit_cost=0 would retrain without end"),
         ("window", "newest", "window='newest' is not known: give 'recent', 'all' or a positive number of rows"),
     ],
 )
