@@ -173,6 +173,33 @@ def history(
 
 
 @app.command()
+def report(
+    name: Name,
+    output: Annotated[Path | None, typer.Option(help="File to write; below the home's reports/ when left out.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the drift report page: what moved, how sure, what it costs, what was decided and why, what is due."""
+    import webbrowser
+
+    from raymlops.events import EventLog
+    from raymlops.report.drift_page import drift_page
+    from raymlops.store import Store
+
+    settings = Settings.read()
+    store = Store(settings.store)
+    kinds = {kind: store.get(kind, name) or {} for kind in ("loop", "monitor", "watch")}
+    if not kinds["loop"]:
+        raise ConfigError(f"The store knows no endpoint {name!r}.{nearest(name, store.names('loop'))}")
+    page = drift_page(name, **kinds, events=EventLog(store).read(name), now=time.time())
+    path = output or settings.ensure_home() / "reports" / f"{name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    if show and not webbrowser.open(path.absolute().as_uri()):
+        err.print("No browser could be opened here: open the file yourself.")
+
+
+@app.command()
 def predict(
     name: Name, rows: Annotated[str, typer.Argument(help="Rows as JSON: [{...}], {...}, or - for standard input.")]
 ) -> None:
@@ -262,7 +289,7 @@ def pause(name: Name) -> None:
 
 @app.command()
 def resume(name: Name) -> None:
-    """Let a paused rollout go on."""
+    """Let a paused rollout go on, or retrainings start again after the policy asked for a person."""
     _tell(_endpoint(name).resume())
 
 

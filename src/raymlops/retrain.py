@@ -1,21 +1,40 @@
-"""When to train again: reports, age, labels and budget in; Retrain or Wait out. Pure; somebody else carries it out."""
+"""When to train again: reports, age, labels, schedule, forecast and budget in; a decision out. Pure; others carry it out.
+
+Only harm starts a retraining by itself: measured once, or estimated in two windows running. Data that merely moved
+never does. What the calendar asks for (age, labels, schedule, forecast) is trained too, but a candidate that is refused
+then says only that the champion is still good, so it neither backs off nor calls a person.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from raymlops.clock import seconds
 from raymlops.errors import ConfigError
+from raymlops.monitor.forecast import optimal_period, span
+from raymlops.retrain_state import ALARMS, KEPT, Episode, RetrainState, Trigger, Turn
+from raymlops.schedule import Cron
 
 if TYPE_CHECKING:
+    from raymlops.monitor.forecast import Forecast
     from raymlops.monitor.monitor import DriftReport
+    from raymlops.monitor.triage import Diagnosis
+    from raymlops.search.probe import Probe
 
-Outcome = Literal["running", "promoted", "refused", "failed"]
-Trigger = Literal["harm", "drift", "age"]
+__all__ = [
+    "AskPerson",
+    "Episode",
+    "Retrain",
+    "RetrainDecision",
+    "RetrainPolicy",
+    "RetrainState",
+    "Turn",
+    "Wait",
+    "decide_retrain",
+]
+
 _DAY_S = 86400.0
-_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +45,23 @@ class RetrainPolicy:
     ----------
     on_harm : measured loss above what is accepted (severity 4)
     on_drift : the score moved in two windows running while there are no labels to measure the loss (severity 3)
+    on_forecast : the age at which earlier versions went bad has come (see ``monitor/forecast.py``)
+    refit_cost : with it the forecast weighs cost against gain instead: for how long a doubled loss is as bad as one
+        retraining. The champion is then due at the age ``sqrt(2 * refit_cost / rate)``, rate the relative excess loss
+        that versions gain a second; where they do not surely age, never
     every : age at which the champion is trained again whatever was seen; ``None`` never
     every_labels : new labelled rows after which the champion is trained again whatever was seen; ``None`` never
+    schedule : five-field cron expression (UTC) at which the champion is trained again; ``None`` never
     cooldown : least time between two starts; durations are seconds or strings such as ``"1h"``
+    backoff, max_cooldown : each fruitless retraining in a row multiplies the cooldown by ``backoff``, up to
+        ``max_cooldown`` (or ``cooldown``, if that is longer); 1 keeps it as it is
     max_per_day : starts in any 24 hours
     min_labels : new labelled rows that must be there, since the champion's first row or the last attempt
     search : ``"champion"`` keeps the champion's family and parameters and chooses only how much of the past to learn
         from; ``"full"`` searches anew, which a short validation block makes noisy
-    window : rows to train on, for the loop: ``"recent"`` lets the loop choose the newest stretch, ``"all"``, or a count
-    give_up_after : retrainings in a row without a promotion after which the policy waits a day
+    window : rows to train on, for the loop: ``"recent"`` lets the loop choose the newest stretch by back-test (all, a
+        sliding share, or since the change), ``"all"``, or a count
+    give_up_after : fruitless retrainings in a row after which the policy asks for a person and starts none by itself
 
     Raises
     ------
@@ -43,9 +70,14 @@ class RetrainPolicy:
 
     on_drift: bool = True
     on_harm: bool = True
+    on_forecast: bool = False
+    refit_cost: float | str | None = None
     every: float | str | None = None
     every_labels: int | None = None
+    schedule: str | None = None
     cooldown: float | str = "1h"
+    backoff: float = 2.0
+    max_cooldown: float | str = "1d"
     max_per_day: int = 4
     min_labels: int = 500
     window: Literal["recent", "all"] | int = "recent"
@@ -53,16 +85,28 @@ class RetrainPolicy:
     give_up_after: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("on_drift", "on_harm"):
+        for name in ("on_drift", "on_harm", "on_forecast"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not a yes or no: give True or False.")
         if self.every_labels is not None:
             _whole("every_labels", self.every_labels)
         for name in ("max_per_day", "min_labels", "give_up_after"):
             _whole(name, getattr(self, name))
-        seconds(self.cooldown, "cooldown")
+        if self.max_per_day > KEPT:
+            raise ConfigError(f"max_per_day={self.max_per_day!r} is more than are remembered: give at most {KEPT}.")
+        for name in ("cooldown", "max_cooldown"):
+            seconds(getattr(self, name), name)
+        number = isinstance(self.backoff, (int, float)) and not isinstance(self.backoff, bool)
+        if not number or not 1.0 <= self.backoff <= 100.0:
+            raise ConfigError(f"backoff={self.backoff!r} cannot be used: give a factor from 1 to 100.")
         if self.every is not None and seconds(self.every, "every") <= 0:
             raise ConfigError(f"every={self.every!r} would retrain without end: give more than 0 seconds, or None.")
+        if self.refit_cost is not None and seconds(self.refit_cost, "refit_cost") <= 0:
+            raise ConfigError(
+                f"refit_cost={self.refit_cost!r} would retrain without end: give more than 0 seconds, or None."
+            )
+        if self.schedule is not None:
+            Cron.parse(self.schedule)
         if self.search not in ("champion", "full"):
             raise ConfigError(f"search={self.search!r} is not known: give 'champion' or 'full'.")
         whole = isinstance(self.window, int) and not isinstance(self.window, bool) and self.window > 0
@@ -71,68 +115,16 @@ class RetrainPolicy:
                 f"window={self.window!r} is not known: give 'recent', 'all' or a positive number of rows."
             )
 
+    def pause_s(self, fruitless: int) -> float:
+        """Least seconds between two starts after ``fruitless`` retrainings in a row that promoted nothing."""
+        base = seconds(self.cooldown, "cooldown")
+        # 64 doublings are past any cap, and a float overflows at about a thousand.
+        return min(base * self.backoff ** min(fruitless, 64), max(base, seconds(self.max_cooldown, "max_cooldown")))
+
 
 def _whole(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}={value!r} cannot be used: give a whole number of at least 1.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One retraining: when it started, and what came of it."""
-
-    at: float
-    outcome: Outcome = "running"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrainState:
-    """What the policy must not forget.
-
-    Attributes
-    ----------
-    history : the newest 64 retrainings, oldest first
-    trained_at : when the champion was trained; age counts from here
-    """
-
-    history: tuple[Turn, ...] = ()
-    trained_at: float | None = None
-
-    def started(self, at: float) -> RetrainState:
-        """A retraining began at ``at`` (wall seconds); it counts for cooldown and budget whatever comes of it."""
-        return replace(self, history=(*self.history, Turn(at=at))[-_KEPT:])
-
-    def finished(self, outcome: Literal["promoted", "refused", "failed"], at: float) -> RetrainState:
-        """The running retraining ended; without a running one the state stays as it is."""
-        if not self.running:
-            return self
-        history = (*self.history[:-1], replace(self.history[-1], outcome=outcome))
-        return replace(self, history=history, trained_at=at if outcome == "promoted" else self.trained_at)
-
-    def trained(self, at: float) -> RetrainState:
-        """A first training, or one that a person asked for, gave the champion."""
-        return replace(self, trained_at=at)
-
-    @property
-    def running(self) -> bool:
-        return bool(self.history) and self.history[-1].outcome == "running"
-
-    @property
-    def fruitless(self) -> int:
-        """Retrainings in a row, up to the newest, that promoted nothing."""
-        count = 0
-        for turn in reversed(self.history):
-            if turn.outcome not in ("refused", "failed"):
-                break
-            count += 1
-        return count
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "history": [asdict(turn) for turn in self.history]}
-
-    @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> RetrainState:
-        return cls(history=tuple(Turn(**turn) for turn in body["history"]), trained_at=body["trained_at"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +144,28 @@ class Wait:
     reason: str
 
 
-RetrainDecision: TypeAlias = Retrain | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskPerson:
+    """Retraining does not help: tell a person, and start none until one says so. The champion serves on."""
+
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+RetrainDecision: TypeAlias = Retrain | Wait | AskPerson
 
 
 def decide_retrain(
-    policy: RetrainPolicy, state: RetrainState, report: DriftReport | None, labelled_rows: int, now: float
+    policy: RetrainPolicy,
+    state: RetrainState,
+    report: DriftReport | None,
+    labelled_rows: int,
+    now: float,
+    *,
+    diagnosis: Diagnosis | None = None,
+    burning: str = "",
+    forecast: Forecast | None = None,
+    probe: Probe | None = None,
 ) -> RetrainDecision:
     """Whether to start a retraining at ``now`` (wall seconds).
 
@@ -164,64 +173,114 @@ def decide_retrain(
     ----------
     report : the newest one of the champion, or ``None``
     labelled_rows : labelled rows that came since the champion's first or since the last attempt
+    diagnosis : what triage makes of that report; broken data and a serving fault are a veto, since a model that learns
+        from them learns the fault
+    burning : why the service's error budget is burning too fast, or ``""``; it holds every automatic start back
+    forecast : when earlier versions went bad (used with ``on_forecast``)
+    probe : what a cheap refit on the newest labels would gain; without a gain it is a veto
     """
-    wanted = _wanted(policy, state, report, labelled_rows, now)
+    wanted = _wanted(policy, state, report, labelled_rows, forecast, now)
     if isinstance(wanted, Wait):
         return wanted
     if state.running:
         return Wait(until=None, reason="a retraining is under way")
+    if state.needs_person is not None:
+        return Wait(until=None, reason=f"waits for a person: {state.needs_person}")
+    if diagnosis is not None and diagnosis.veto:
+        return Wait(until=None, reason=f"{diagnosis.kind.replace('_', ' ')}: {diagnosis.note}")
+    if burning:
+        return Wait(until=None, reason=f"the error budget is burning: {burning}")
+    if wanted.trigger in ALARMS and state.fruitless >= policy.give_up_after:
+        reason = f"the last {state.fruitless} retrainings promoted nothing; look at their gate reports"
+        return AskPerson(reason=reason, evidence={**wanted.evidence, "wanted": f"{wanted.trigger}: {wanted.reason}"})
     if labelled_rows < policy.min_labels:
         return Wait(until=None, reason=f"{labelled_rows} labelled rows, {policy.min_labels} needed")
-    return _held_back(policy, state, now) or replace(
-        wanted, evidence={**wanted.evidence, "labelled_rows": labelled_rows, "fruitless": state.fruitless}
-    )
+    if probe is not None and not probe.gains:
+        return Wait(until=None, reason=f"a probe refit shows no gain: {probe.note}")
+    facts: dict[str, Any] = {"labelled_rows": labelled_rows, "fruitless": state.fruitless}
+    if state.episode is not None:
+        facts["episode"] = state.episode.id
+    return _held_back(policy, state, now) or replace(wanted, evidence={**wanted.evidence, **facts})
 
 
 def _wanted(
-    policy: RetrainPolicy, state: RetrainState, report: DriftReport | None, labelled_rows: int, now: float
-) -> RetrainDecision:
-    if report is not None and report.may_retrain:
-        harm = report.severity >= 4
-        facts: dict[str, Any] = {
-            "window": report.window,
-            "version": report.version,
-            "severity": report.severity,
-            "loss": report.loss,
-            "reference_loss": report.reference_loss,
-            "loss_limit": report.loss_limit,
-            "columns": list(report.columns[:10]),
-        }
-        if harm and policy.on_harm:
-            return Retrain(trigger="harm", reason=report.note, evidence=facts)
-        if not harm and policy.on_drift:
-            reason = f"the score moved in {report.confirmed} windows running, without labels. {report.note}"
-            return Retrain(trigger="drift", reason=reason, evidence=facts)
+    policy: RetrainPolicy,
+    state: RetrainState,
+    report: DriftReport | None,
+    labelled_rows: int,
+    forecast: Forecast | None,
+    now: float,
+) -> Retrain | Wait:
+    alarm = _alarm(policy, report)
+    if alarm is not None:
+        return alarm
     if policy.every_labels is not None and labelled_rows >= policy.every_labels:
         return Retrain(trigger="age", reason=f"{labelled_rows} new labelled rows, due at {policy.every_labels}")
-    if policy.every is None or state.trained_at is None:
+    return _calendar(policy, state, forecast, now)
+
+
+def _alarm(policy: RetrainPolicy, report: DriftReport | None) -> Retrain | None:
+    if report is None or not report.may_retrain:
+        return None
+    harm = report.severity >= 4
+    facts: dict[str, Any] = {
+        "window": report.window,
+        "version": report.version,
+        "severity": report.severity,
+        "loss": report.loss,
+        "reference_loss": report.reference_loss,
+        "loss_limit": report.loss_limit,
+        "columns": list(report.columns[:10]),
+    }
+    if harm and policy.on_harm:
+        return Retrain(trigger="harm", reason=report.note, evidence=facts)
+    if not harm and policy.on_drift:
+        reason = f"the score moved in {report.confirmed} windows running, without labels. {report.note}"
+        return Retrain(trigger="drift", reason=reason, evidence=facts)
+    return None
+
+
+def _calendar(policy: RetrainPolicy, state: RetrainState, forecast: Forecast | None, now: float) -> Retrain | Wait:
+    """What is due by time alone. It counts from the champion's training or the last attempt, whichever is later."""
+    if state.trained_at is None:
         return Wait(until=None, reason="nothing asks for it")
-    age, due = now - state.trained_at, state.trained_at + seconds(policy.every, "every")
-    if now < due:
-        return Wait(until=due, reason="nothing asks for it before the champion is due")
-    return Retrain(trigger="age", reason=f"the champion is {age:.0f} s old", evidence={"age_s": age})
+    since = max([state.trained_at, *(turn.at for turn in state.history[-1:])])
+    age = now - state.trained_at
+    due: list[tuple[float, Trigger, str]] = []
+    if policy.every is not None:
+        due.append((since + seconds(policy.every, "every"), "age", f"the champion is {age:.0f} s old"))
+    if policy.schedule is not None:
+        due.append((Cron.parse(policy.schedule).next_after(since), "schedule", f"its time by {policy.schedule!r}"))
+    if policy.on_forecast and forecast is not None:
+        after, why = forecast.due_s, forecast.note
+        if policy.refit_cost is not None:
+            cost = seconds(policy.refit_cost, "refit_cost")
+            after, rate = None, forecast.rate
+            if rate is not None:
+                after = optimal_period(cost, rate)
+                why = f"versions gain {rate * 86_400:.1%} of loss a day, so every {span(after)} is cheapest"
+        if after is not None:
+            due.append((since + after, "forecast", why))
+    if not due:
+        return Wait(until=None, reason="nothing asks for it")
+    at, trigger, reason = min(due)
+    if now < at:
+        return Wait(until=at, reason="nothing asks for it before the champion is due")
+    return Retrain(trigger=trigger, reason=reason, evidence={"age_s": age})
 
 
 def _held_back(policy: RetrainPolicy, state: RetrainState, now: float) -> Wait | None:
-    """The latest of cooldown, daily budget and giving up, if any still holds."""
+    """The latest of cooldown and daily budget, if any still holds."""
     if not state.history:
         return None
     starts = [turn.at for turn in state.history]
-    latest = max(starts)
-    holds = [(latest + seconds(policy.cooldown, "cooldown"), "cooldown")]
+    reason = f"cooldown, longer after {state.fruitless} without a promotion" if state.fruitless else "cooldown"
+    holds = [(max(starts) + policy.pause_s(state.fruitless), reason)]
     # A start at exactly t frees its place at t + 24 h.
     today = sorted(at for at in starts if now < at + _DAY_S)
     if len(today) >= policy.max_per_day:
         holds.append(
             (today[-policy.max_per_day] + _DAY_S, f"{len(today)} retrainings in 24 hours, {policy.max_per_day} allowed")
-        )
-    if state.fruitless >= policy.give_up_after:
-        holds.append(
-            (latest + _DAY_S, f"the last {state.fruitless} retrainings promoted nothing; look at their gate reports")
         )
     until, reason = max(holds)
     return Wait(until=until, reason=reason) if now < until else None

@@ -18,6 +18,7 @@ from raymlops.loop.controller import (
     SubmitRetraining,
 )
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
+from raymlops.monitor.monitor import DriftReport
 from raymlops.retrain import RetrainPolicy
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import Canary
@@ -105,6 +106,54 @@ def test_one_retraining_at_a_time() -> None:
         controller.start_retraining(state, "drift", {}, now=101.0)
     with pytest.raises(RolloutError, match="rolling out: a retraining starts only"):
         controller.start_retraining(rolling(), "drift", {}, now=101.0)
+
+
+def test_after_fruitless_retrainings_a_person_is_asked_once_and_resume_goes_on() -> None:
+    policy, state = RetrainPolicy(cooldown=0, give_up_after=2, max_per_day=50), serving()
+    harm = DriftReport(
+        window=1,
+        version=1,
+        rows=1,
+        from_at=0,
+        to_at=0,
+        severity=4,
+        may_retrain=True,
+        reference_loss=0.1,
+        loss_limit=0.1,
+    )
+    kinds = []
+    for now in range(10, 16):
+        state, actions = controller.step(state, CANARY, policy, Observation(now=now, report=harm, labelled=1000))
+        kinds += [action.kind for action in actions if isinstance(action, Record)]
+        if state.retraining is not None:
+            state = controller.refused(state, state.retraining.event_id, "gate: worse", now)[0]
+    assert kinds == ["retrain_started", "retrain_started", "needs_person"]
+    assert isinstance(state.phase, Monitoring)
+    resumed, actions = controller.resume(state, 20.0)
+    assert isinstance(actions[0], Record)
+    assert actions[0].kind == "resumed"
+    again, _ = controller.step(resumed, CANARY, policy, Observation(now=21.0, report=harm, labelled=1000))
+    assert again.retraining is not None
+    by_hand, _ = controller.start_retraining(state, "by hand", {}, now=22.0)
+    assert (by_hand.retrain.needs_person, by_hand.retrain.fruitless) == (None, 0)
+    with pytest.raises(RolloutError, match="there is no rollout to pause"):
+        controller.resume(serving(), 1.0)
+
+
+def test_a_report_of_an_earlier_champion_starts_nothing() -> None:
+    old = DriftReport(
+        window=1,
+        version=7,
+        rows=1,
+        from_at=0,
+        to_at=0,
+        severity=4,
+        may_retrain=True,
+        reference_loss=0.1,
+        loss_limit=0.1,
+    )
+    state, actions = controller.step(serving(), CANARY, POLICY, Observation(now=9.0, report=old, labelled=1000))
+    assert (state, actions) == (serving(), ())
 
 
 @pytest.mark.parametrize(

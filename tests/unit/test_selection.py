@@ -286,3 +286,10 @@ def test_windows_too_short_to_learn_from_are_not_tried() -> None:
     assert recent_shares(10_000) == (1.0, 0.5, 0.25, 0.1)
     assert recent_shares(1_500) == (1.0, 0.5)
     assert recent_shares(300) == (1.0,)
+
+
+def test_the_rows_since_a_change_are_one_more_window() -> None:
+    assert recent_shares(10_000, 7_000) == (1.0, 0.3, 0.5, 0.25, 0.1)
+    assert recent_shares(10_000, 5_000) == (1.0, 0.5, 0.25, 0.1)
+    for nothing_to_learn_from in (0, 9_700, 20_000):
+        assert recent_shares(10_000, nothing_to_learn_from) == (1.0, 0.5, 0.25, 0.1)

@@ -21,8 +21,12 @@ from raymlops.loop.actions import Step
 from raymlops.loop.actions import SubmitRetraining as SubmitRetraining
 from raymlops.loop.ports import JobStatus
 from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped, Warm
+from raymlops.monitor.forecast import Forecast
 from raymlops.monitor.monitor import DriftReport
-from raymlops.retrain import Retrain, RetrainPolicy, decide_retrain
+from raymlops.monitor.triage import Diagnosis
+from raymlops.retrain import AskPerson, RetrainPolicy, Wait, decide_retrain
+from raymlops.retrain_state import Trigger
+from raymlops.search.probe import Probe
 from raymlops.serving.analysis import Comparison
 from raymlops.serving.policies import Policy
 from raymlops.serving.rollout import Advance, Confirm, Confirming, Hold, Promote, Rollback, Rollout, confirm, decide
@@ -34,7 +38,10 @@ RETIRE_AFTER_S = 10.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """What the steward saw: both versions of a rollout, or of a provisional promotion, since it began; the newest drift
-    report; ``labelled`` rows since the champion's training; the retraining job."""
+    report; ``labelled`` rows since the champion's training; the retraining job.
+
+    ``diagnosis``, ``burning``, ``forecast`` and ``probe`` are those of :func:`raymlops.retrain.decide_retrain`.
+    """
 
     now: float
     comparison: Comparison | None = None
@@ -43,6 +50,10 @@ class Observation:
     labelled: int = 0
     job: JobStatus | None = None
     job_log: str = ""
+    diagnosis: Diagnosis | None = None
+    burning: str = ""
+    forecast: Forecast | None = None
+    probe: Probe | None = None
 
 
 def adopt(state: EndpointState, version: int, now: float) -> Step:
@@ -129,7 +140,11 @@ def _watch_rollout(state: EndpointState, policy: Policy, seen: Observation) -> S
     if not isinstance(state.phase, RollingOut) or state.phase.paused or seen.comparison is None:
         return state, ()
     rollout = state.phase.rollout
-    match decide(policy, rollout, seen.comparison, seen.now):
+    decision = decide(policy, rollout, seen.comparison, seen.now)
+    if seen.burning and isinstance(decision, (Advance, Promote)):
+        # No change while the error budget burns; a rollback is what may put the fire out.
+        return state, ()
+    match decision:
         case Hold(approval=True, reason=reason) if not rollout.held:
             after = replace(state, phase=RollingOut(rollout=replace(rollout, held=True)))
             return after, (Record(kind="approval_awaited", body={"version": rollout.challenger, "reason": reason}),)
@@ -192,16 +207,35 @@ def _watch_job(state: EndpointState, seen: Observation) -> Step:
 
 
 def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
+    # A report of another version than the champion is news of the past.
+    report = seen.report if seen.report is None or seen.report.version in (None, state.champion) else None
+    state = replace(state, retrain=state.retrain.seen(report))
     if not isinstance(state.phase, Monitoring) or state.retraining is not None:
         return state, ()
-    decision = decide_retrain(retrain, state.retrain, seen.report, seen.labelled, seen.now)
-    if not isinstance(decision, Retrain):
+    decision = decide_retrain(
+        retrain,
+        state.retrain,
+        report,
+        seen.labelled,
+        seen.now,
+        diagnosis=seen.diagnosis,
+        burning=seen.burning,
+        forecast=seen.forecast,
+        probe=seen.probe,
+    )
+    if isinstance(decision, Wait):
         return state, ()
-    return start_retraining(state, f"{decision.trigger}: {decision.reason}", dict(decision.evidence), seen.now)
+    evidence = dict(decision.evidence)
+    if isinstance(decision, AskPerson):
+        after = replace(state, retrain=state.retrain.asked(decision.reason))
+        return after, (Record(kind="needs_person", body={"reason": decision.reason, "evidence": evidence}),)
+    return start_retraining(state, f"{decision.trigger}: {decision.reason}", evidence, seen.now, decision.trigger)
 
 
-def start_retraining(state: EndpointState, reason: str, evidence: dict[str, Any], now: float) -> Step:
-    """Ask for a retraining job.
+def start_retraining(
+    state: EndpointState, reason: str, evidence: dict[str, Any], now: float, trigger: Trigger = "person"
+) -> Step:
+    """Ask for a retraining job. One that a person asks for is not held back, and answers a call for a person.
 
     Raises
     ------
@@ -215,7 +249,8 @@ def start_retraining(state: EndpointState, reason: str, evidence: dict[str, Any]
         )
     event_id = f"{state.name}-retrain-{state.turns + 1}-{int(now)}"
     job = Retraining(event_id=event_id, reason=reason, started_at=now)
-    after = replace(state, retraining=job, turns=state.turns + 1, retrain=state.retrain.started(now))
+    memory = state.retrain.cleared(now) if trigger == "person" else state.retrain
+    after = replace(state, retraining=job, turns=state.turns + 1, retrain=memory.started(now, trigger))
     body = {"event_id": event_id, "reason": reason, "evidence": evidence}
     return after, (Record(kind="retrain_started", body=body), SubmitRetraining(event_id=event_id))
 
@@ -359,6 +394,14 @@ def pause(state: EndpointState, paused: bool) -> Step:
         raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to pause.")
     after = replace(state, phase=replace(state.phase, paused=paused))
     return after, (Record(kind="paused" if paused else "resumed", body={"version": state.phase.rollout.challenger}),)
+
+
+def resume(state: EndpointState, now: float) -> Step:
+    """Let a paused rollout go on; or, where the policy asked for a person, let it start retrainings again."""
+    if isinstance(state.phase, RollingOut) or state.retrain.needs_person is None:
+        return pause(state, False)
+    after = replace(state, retrain=state.retrain.cleared(now))
+    return after, (Record(kind="resumed", body={"reason": "a person took note", "asked": state.retrain.needs_person}),)
 
 
 def restore(state: EndpointState) -> tuple[Action, ...]:

@@ -105,7 +105,7 @@ class Steward:
     def observe(self, batch: dict[str, Any]) -> None:
         """Take what one gateway saw since its last call."""
         with self._lock:
-            self._watch.observe(batch)
+            self._watch.observe(batch, self._clock.now())
 
     # --- called by runs and retrainings -------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Steward:
             "abort": lambda now: controller.abort(self._state, reason, now),
             "rollback": lambda now: controller.rollback(self._state, self._pipeline.rollout, reason, now),
             "pause": lambda now: controller.pause(self._state, True),
-            "resume": lambda now: controller.pause(self._state, False),
+            "resume": lambda now: controller.resume(self._state, now),
             "retrain": lambda now: controller.start_retraining(self._state, reason, {"asked": "by hand"}, now),
         }
         with self._lock:
@@ -192,6 +192,9 @@ class Steward:
                 labelled=self._watch.labelled,
                 job=job,
                 job_log=job_log,
+                diagnosis=self._watch.insight.diagnosis,
+                burning=self._watch.insight.burning(now),
+                forecast=self._watch.insight.forecast,
             )
             self._obey(controller.step(self._state, self._pipeline.rollout, self._pipeline.retrain, seen))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raymlops.data.schema import DataContract
 from raymlops.lake import Lake
+from raymlops.monitor.insight import Insight
 from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
 from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import download
@@ -34,6 +35,7 @@ class Watch:
     ----------
     labelled : labelled rows, over all versions, since this champion's first or since the last retraining began
     standing : the newest report of this champion that no retraining has answered yet
+    insight : what kind of trouble that is, whether the error budget burns, and when a refit is due
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Watch:
         self._cursor: int = saved.get("cursor", 0)
         self._rows: int = saved.get("rows", 0)
         self.standing: DriftReport | None = None
+        self.insight = Insight(spec)
+        self.insight.load(saved.get("insight"))
         self.labelled: int = saved.get("labelled", 0)
         self._comparing: str = saved.get("comparing", "")
         self._stats = {int(key): VariantStats.from_dict(item) for key, item in saved.get("stats", {}).items()}
@@ -71,6 +75,7 @@ class Watch:
         self.standing = None
         self._pending.clear()
         self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version)
+        self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
         if self._saved_watcher is not None and self._saved_version == version:
             self._watcher.load_state(self._saved_watcher)
         else:
@@ -78,17 +83,19 @@ class Watch:
         self._saved_watcher, self._version, self._dirty = None, version, True
         self._save()
 
-    def observe(self, batch: dict[str, Any]) -> None:
-        """One batch from one gateway: rows served, and what each version did."""
-        for version, stats in batch.get("stats", {}).items():
-            known = self._stats.get(int(version), VariantStats())
-            self._stats[int(version)] = known + VariantStats.from_dict(stats)
+    def observe(self, batch: dict[str, Any], now: float) -> None:
+        """One batch from one gateway, at ``now`` (wall seconds): rows served, and what each version did."""
+        for version, body in batch.get("stats", {}).items():
+            known, stats = self._stats.get(int(version), VariantStats()), VariantStats.from_dict(body)
+            self._stats[int(version)] = known + stats
+            self.insight.answered(int(version), stats, now)
         versions = np.asarray(batch.get("versions", ()), dtype=int)
         self._rows += len(versions)
         mine = versions == self._version
         if self._watcher is not None and mine.any():
             x, scores, at = (np.asarray(batch[name])[mine] for name in ("x", "scores", "served_at"))
             self._watcher.observe(x, scores, at)
+            self.insight.rows(x)
         self._dirty = True
 
     def step(self, now: float) -> DriftReport | None:
@@ -98,6 +105,7 @@ class Watch:
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:
+            self.insight.look(report)
             self._reports.append(self.describe(report))
             self.standing = report
         if self._dirty or report is not None:
@@ -128,8 +136,9 @@ class Watch:
         return Comparison(champion=self._stats.get(old, none), challenger=self._stats.get(new, none))
 
     def describe(self, report: DriftReport) -> dict[str, Any]:
-        """A report as JSON."""
-        return report.to_dict()
+        """The newest report as JSON, with its diagnosis."""
+        diagnosis = self.insight.diagnosis
+        return {**report.to_dict(), "diagnosis": None if diagnosis is None else diagnosis.to_dict()}
 
     def summary(self) -> dict[str, Any]:
         """What people see: rows, labels, the last report in a sentence."""
@@ -142,8 +151,12 @@ class Watch:
                 else f"loss {last['loss']:.3f} (reference {last['reference_loss']:.3f})"
             )
             moved = f", moved: {', '.join(last['columns'][:3])}" if last["columns"] else ""
-            text = f"window {last['window']}: severity {last['severity']}, {loss}{moved}"
-        return {"rows": self._rows, "labelled": self.labelled, "version": self._version, "text": text, "last": last}
+            kind = (last["diagnosis"] or {}).get("kind", "none")
+            told = "" if kind == "none" else f", {kind.replace('_', ' ')}"
+            text = f"window {last['window']}: severity {last['severity']}{told}, {loss}{moved}"
+        return {"rows": self._rows, "labelled": self.labelled, "version": self._version, "text": text, "last": last} | (
+            self.insight.summary()
+        )
 
     def _take_outcomes(self) -> None:
         if self._contract is None:
@@ -158,8 +171,10 @@ class Watch:
             losses = self._losses(mine)
             if self._compared is not None:
                 self._compare_outcomes(version, mine, losses)
+            at = np.array([outcome.served_at for outcome in mine])
+            self.insight.ledger.add(version, losses, at)
             if version == self._version and self._watcher is not None:
-                self._watcher.add_outcomes(losses, np.array([outcome.served_at for outcome in mine]))
+                self._watcher.add_outcomes(losses, at)
 
     def _compare_outcomes(self, version: int, mine: Sequence[Outcome], losses: NDArray[np.float64]) -> None:
         """Losses of rows served since the comparison began: before it the two versions did not see the same world."""
@@ -208,6 +223,7 @@ class Watch:
             "watcher": self._watcher.state_dict() if self._watcher is not None else None,
             "comparing": self._comparing,
             "stats": {str(version): stats.to_dict() for version, stats in self._stats.items()},
+            "insight": self.insight.to_dict(),
         }
         self._store.put("watch", self._endpoint, body, lease=self._lease)
         self._store.put("monitor", self._endpoint, self.summary(), lease=self._lease)

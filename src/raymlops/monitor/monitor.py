@@ -14,6 +14,7 @@ from raymlops.errors import ConfigError, DataError
 from raymlops.monitor.drift import ColumnTests, Evidence
 from raymlops.monitor.quality import LossBaseline, LossDetector
 from raymlops.monitor.sketch import Sketch, pack_array, unpack_array
+from raymlops.monitor.slo import ServiceLevel
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
@@ -40,6 +41,7 @@ class Monitor:
     tolerance : rise of the loss over the reference that is accepted, relative
     min_distance : changes of a column smaller than this are reported but do not count as drift (see ``Evidence``)
     second_opinion : ``"auto"`` asks alibi-detect too when it is installed (first use imports it: 5 s), ``"off"`` never
+    slo : latency and errors promised to callers; while their budget burns too fast, rollouts and retrainings wait
 
     Raises
     ------
@@ -54,6 +56,7 @@ class Monitor:
     tolerance: float = 0.10
     min_distance: float = 0.10
     second_opinion: Literal["auto", "off"] = "auto"
+    slo: ServiceLevel | None = None
 
     def __post_init__(self) -> None:
         _whole("window_rows", self.window_rows, 100)
@@ -67,6 +70,8 @@ class Monitor:
         _between("min_distance", self.min_distance, -1e-9, 1.0)
         if self.second_opinion not in ("auto", "off"):
             raise ConfigError(f"second_opinion={self.second_opinion!r} is not known: give 'auto' or 'off'.")
+        if self.slo is not None and not isinstance(self.slo, ServiceLevel):
+            raise ConfigError(f"slo={self.slo!r} is no service level: give ServiceLevel(latency_ms=..., target=...).")
 
 
 def _whole(field: str, value: object, least: int) -> None:

@@ -283,9 +283,17 @@ def run_trial(problem: Problem, arrays: Arrays, family: str, params: Mapping[str
     )
 
 
-def recent_shares(n_rows: int) -> tuple[float, ...]:
-    """The windows worth trying on ``n_rows`` train rows: each must leave enough rows to learn from."""
-    return tuple(share for share in RECENT if share == 1.0 or share * n_rows >= _MIN_RECENT_ROWS)
+def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
+    """The windows worth trying on ``n_rows`` train rows: each must leave enough rows to learn from.
+
+    With ``change_row``, where a change was detected, also all rows from there on, in second place: it is a guess about
+    the cause, and a budget of fits must not leave it out.
+    """
+    shares = [share for share in RECENT if share == 1.0 or share * n_rows >= _MIN_RECENT_ROWS]
+    if change_row is not None and 0 < change_row <= n_rows - _MIN_RECENT_ROWS:
+        since = (n_rows - change_row) / n_rows
+        shares.insert(1, since)
+    return tuple(dict.fromkeys(shares))
 
 
 def compare_windows(
@@ -295,11 +303,13 @@ def compare_windows(
     *,
     ordered: bool,
     max_gap: float | None = None,
+    change_row: int | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> SearchResult:
     """Fit each candidate as it starts on each recent window, here and now, in at most ``spec.trials`` fits.
 
-    For candidates that an earlier search settled nothing else is left to choose, and workers would take longer to
+    ``change_row`` is the train row from which on a change was detected: the rows since then are one more window. For
+    candidates that an earlier search settled nothing else is left to choose, and workers would take longer to
     start than the fits take.
 
     Raises
@@ -308,7 +318,7 @@ def compare_windows(
     SearchFailed : no fit gave a model
     """
     problem = Problem.of(spec, contract, arrays)
-    windows = recent_shares(len(arrays.y_train)) if ordered and spec.recency else (1.0,)
+    windows = recent_shares(len(arrays.y_train), change_row) if ordered and spec.recency else (1.0,)
     trials: list[Trial] = []
     for window in windows:
         for name, family in problem.families.items():

@@ -1,0 +1,129 @@
+"""What the monitor's figures mean for one endpoint: diagnosis, error budget, and forecast, kept over its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.clock import seconds
+from raymlops.monitor.attribution import Mix, mix_of, score_importance
+from raymlops.monitor.forecast import Forecast, forecast
+from raymlops.monitor.ledger import LossLedger
+from raymlops.monitor.slo import ErrorBudget
+from raymlops.monitor.triage import Diagnosis, triage
+from raymlops.serving.analysis import VariantStats
+
+if TYPE_CHECKING:
+    from raymlops.data.schema import DataContract
+    from raymlops.monitor.monitor import DriftReport, Monitor
+    from raymlops.monitor.quality import LossBaseline
+    from raymlops.registry.package import Reference
+
+_KEPT_VERSIONS = 64
+
+
+class Insight:
+    """A plain class; its owner's lock protects it. What it must not forget is small: see :meth:`to_dict`.
+
+    Attributes
+    ----------
+    diagnosis : of the newest report of the version followed; ``None`` before there is one
+    ledger : losses of every version by when their rows were served
+    """
+
+    def __init__(self, spec: Monitor) -> None:
+        self._spec = spec
+        self.ledger = LossLedger(max(seconds(spec.max_age, "max_age"), 1.0))
+        self.diagnosis: Diagnosis | None = None
+        self.forecast: Forecast | None = None
+        self._budget = None if spec.slo is None else ErrorBudget(spec.slo)
+        self._version: int | None = None
+        self._reference: Reference | None = None
+        self._promised: dict[int, tuple[float, float]] = {}
+        self._importance: dict[str, float] = {}
+        self._missing: dict[str, float] = {}
+        self._categories: dict[int, int] = {}
+        self._known_by_name: frozenset[str] = frozenset()
+        self._x = np.zeros((0, 0), dtype=np.float32)
+        self._stats = VariantStats()
+
+    def follow(
+        self,
+        version: int,
+        reference: Reference,
+        contract: DataContract,
+        predict: Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]],
+        baseline: LossBaseline,
+    ) -> None:
+        """Another version is the champion."""
+        sizes = {column.name: len(column.categories) for column in contract.columns if column.kind == "category"}
+        self._known_by_name = frozenset(sizes)
+        self._categories = {i: sizes[name] for i, name in enumerate(reference.columns) if name in sizes}
+        self._importance = score_importance(predict, reference.x, reference.columns)
+        self._missing = dict(zip(reference.columns, (~np.isfinite(reference.x)).mean(axis=0).tolist(), strict=True))
+        self._promised[version] = (baseline.mean, baseline.limit)
+        for old in sorted(self._promised)[:-_KEPT_VERSIONS]:
+            del self._promised[old]
+        self._version, self._reference, self.diagnosis = version, reference, None
+        self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
+
+    def answered(self, version: int, stats: VariantStats, now: float) -> None:
+        """What a version answered since the last call; every version's callers share one budget."""
+        if self._budget is not None:
+            self._budget.add(stats, now)
+        if version == self._version:
+            self._stats = self._stats + stats
+
+    def rows(self, x: NDArray[np.floating[Any]]) -> None:
+        """Rows ``(n, d)`` of the champion's traffic; the newest window of them is kept, in memory only."""
+        self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self._spec.window_rows :]
+
+    def look(self, report: DriftReport) -> None:
+        """Diagnose a report and forecast anew."""
+        self.diagnosis = triage(
+            report,
+            importance=self._importance,
+            missing_before=self._missing,
+            categories=self._known_by_name,
+            mix=self._mix(report),
+            stats=self._stats,
+        )
+        if report.kind == "window":
+            self._stats = VariantStats()
+        found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
+        self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
+
+    def burning(self, now: float) -> str:
+        """Why changes must wait, or ``""``."""
+        return "" if self._budget is None else self._budget.burning(now)
+
+    def summary(self) -> dict[str, Any]:
+        """Diagnosis and forecast, JSON."""
+        return {
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
+            "forecast": None if self.forecast is None else self.forecast.to_dict(),
+        }
+
+    def _mix(self, report: DriftReport) -> Mix | None:
+        if self._reference is None or len(self._x) < 100 or len(report.columns) < 2:
+            return None
+        return mix_of(self._reference.x, self._x, self._reference.columns, report.columns, self._categories)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ledger": self.ledger.to_dict(),
+            "promised": {str(version): list(pair) for version, pair in self._promised.items()},
+            "budget": None if self._budget is None else self._budget.to_dict(),
+        }
+
+    def load(self, body: Mapping[str, Any] | None) -> None:
+        """Take up what :meth:`to_dict` gave; ``None`` from a release that kept none."""
+        if body is None:
+            return
+        self.ledger.load(body["ledger"])
+        self._promised = {int(version): (pair[0], pair[1]) for version, pair in body["promised"].items()}
+        if self._budget is not None and body["budget"] is not None:
+            self._budget.load(body["budget"])

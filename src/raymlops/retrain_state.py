@@ -1,0 +1,148 @@
+"""What the retrain policy must not forget: retrainings so far, the drift episode at hand, whether a person is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from raymlops.monitor.monitor import DriftReport
+
+Outcome = Literal["running", "promoted", "refused", "failed"]
+Trigger = Literal["harm", "drift", "age", "schedule", "forecast", "person"]
+ALARMS = frozenset({"harm", "drift"})
+"""Triggers that say something is wrong; the others only say that it is time."""
+
+KEPT = 256
+CALM_WINDOWS = 2
+"""Windows in a row within the limits that end an episode; with one, a loss around its limit would be many episodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One retraining: when it started and why, in which drift episode, and what came of it."""
+
+    at: float
+    outcome: Outcome = "running"
+    trigger: Trigger = "harm"
+    episode: str | None = None
+
+    @property
+    def fruitless(self) -> bool:
+        """It failed, or was refused although something was wrong: the champion being good enough explains neither."""
+        return self.outcome == "failed" or (self.outcome == "refused" and self.trigger in (*ALARMS, "person"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A stretch of trouble of one version, from its first alarm until it is over or another version serves.
+
+    Attributes
+    ----------
+    id : version, and window of the first alarm
+    began_at : wall time from which the alarming window's rows were served
+    window : the newest window that was counted
+    calm : windows in a row, up to that one, within the limits
+    """
+
+    id: str
+    version: int | None
+    began_at: float
+    window: int
+    calm: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrainState:
+    """What the policy must not forget.
+
+    Attributes
+    ----------
+    history : the newest 256 retrainings, oldest first
+    trained_at : when the champion was trained; age counts from here
+    episode : the drift episode at hand, if any
+    needs_person : why a person is asked, ``None`` while the policy acts by itself
+    cleared_at : when a person last took note; retrainings before do not count as fruitless any more
+    """
+
+    history: tuple[Turn, ...] = ()
+    trained_at: float | None = None
+    episode: Episode | None = None
+    needs_person: str | None = None
+    cleared_at: float | None = None
+
+    def started(self, at: float, trigger: Trigger = "harm") -> RetrainState:
+        """A retraining began at ``at`` (wall seconds); it counts for cooldown and budget whatever comes of it."""
+        turn = Turn(at=at, trigger=trigger, episode=None if self.episode is None else self.episode.id)
+        return replace(self, history=(*self.history, turn)[-KEPT:])
+
+    def finished(self, outcome: Literal["promoted", "refused", "failed"], at: float) -> RetrainState:
+        """The running retraining ended; without a running one the state stays as it is."""
+        if not self.running:
+            return self
+        after = replace(self, history=(*self.history[:-1], replace(self.history[-1], outcome=outcome)))
+        return after.trained(at) if outcome == "promoted" else after
+
+    def trained(self, at: float) -> RetrainState:
+        """A new champion serves: its age counts from here, and the old one's troubles are over."""
+        return replace(self, trained_at=at, episode=None, needs_person=None)
+
+    def asked(self, reason: str) -> RetrainState:
+        """A person is asked; nothing starts by itself until :meth:`cleared`."""
+        return replace(self, needs_person=reason)
+
+    def cleared(self, at: float) -> RetrainState:
+        """A person took note: fruitless retrainings are counted anew."""
+        return replace(self, needs_person=None, cleared_at=at)
+
+    def seen(self, report: DriftReport | None) -> RetrainState:
+        """Begin, carry on or end the episode by a report; the same report twice changes nothing."""
+        if report is None:
+            return self
+        episode = self.episode if self.episode is not None and self.episode.version == report.version else None
+        if episode is None:
+            if not report.may_retrain:
+                return self if self.episode is None else replace(self, episode=None)
+            name = f"v{report.version}-w{report.window}"
+            begun = Episode(id=name, version=report.version, began_at=report.from_at, window=report.window)
+            return replace(self, episode=begun)
+        if report.severity >= 3:
+            return replace(self, episode=replace(episode, window=max(report.window, episode.window), calm=0))
+        if report.kind != "window" or report.window <= episode.window:
+            return self
+        calm = episode.calm + 1
+        ended = calm >= CALM_WINDOWS
+        return replace(self, episode=None if ended else replace(episode, window=report.window, calm=calm))
+
+    @property
+    def running(self) -> bool:
+        return bool(self.history) and self.history[-1].outcome == "running"
+
+    @property
+    def fruitless(self) -> int:
+        """Retrainings in a row, up to the newest, that were asked for by trouble and promoted nothing.
+
+        A refusal of what only the calendar asked for is passed over: it neither counts nor ends the row.
+        """
+        count = 0
+        for turn in reversed(self.history):
+            if turn.outcome == "promoted" or (self.cleared_at is not None and turn.at < self.cleared_at):
+                break
+            count += turn.fruitless
+        return count
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "history": [asdict(turn) for turn in self.history]}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> RetrainState:
+        """From :meth:`to_dict`; what an earlier release did not keep takes its default."""
+        episode = body.get("episode")
+        return cls(
+            **{
+                **body,
+                "history": tuple(Turn(**turn) for turn in body["history"]),
+                "episode": None if episode is None else Episode(**episode),
+            }
+        )
