@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import ConfigError, DataError
-from raymlops.monitor.drift import Evidence
+from raymlops.monitor.evidence import Evidence, Window
 
 Kind = Literal["tabular", "ks"]
 _KINDS: dict[str, str] = {"tabular": "TabularDrift", "ks": "KSDrift"}
@@ -83,6 +83,17 @@ class AlibiDetector:
             }
         detector = detectors.KSDrift if kind == "tabular" and not self._categories else getattr(detectors, _KINDS[kind])
         self._detector = detector(reference, **options)
+
+    def update(self, window: Window) -> tuple[Evidence, ...]:
+        """The window's rows, at its whole ``alpha``."""
+        return self.detect(window.x, window.alpha)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: these detectors look at one window at a time."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        return None
 
     def detect(self, x: NDArray[np.floating[Any]], alpha: float) -> tuple[Evidence, ...]:
         """One piece of evidence a column; ``distance`` is alibi's statistic for KS, and NaN where it is not 0 to 1.
