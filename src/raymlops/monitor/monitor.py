@@ -331,9 +331,9 @@ def _note(severity: int, moved: list[Evidence], losses: LossDetector, evidence: 
         rates = [f"{e.column} ({e.statistic:+.0%})" for e in moved if e.name == name]
         if rates:
             parts.append(f"{said} changed in {', '.join(rates[:5])}.")
-    said = {e.column for e in moved if e.name in _SAID}  # the bets on a histogram see those changes too
+    told = {e.column for e in moved if e.name in _SAID}  # the bets on a histogram see those changes too
     others = [e for e in reversed(moved) if e.name not in _SAID and e.column != JOINT]
-    values = {e.column: e.distance for e in others if e.name != "persistent" or e.column not in said}
+    values = {e.column: e.distance for e in others if e.name != "persistent" or e.column not in told}
     if values:
         largest = sorted(values.items(), key=lambda item: -item[1])[:5]
         parts.append("Moved: " + ", ".join(f"{column} ({distance:.2f})" for column, distance in largest) + ".")
