@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +13,14 @@ from raymlops.clock import seconds
 from raymlops.errors import ConfigError, DataError
 from raymlops.monitor.budget import SHARES, Budget
 from raymlops.monitor.drift import ColumnTests
+from raymlops.monitor.estimate import PerformanceEstimate, PerformanceEstimator, labels_of
 from raymlops.monitor.evidence import JOINT, Detector, Evidence, Window
 from raymlops.monitor.joint import JointBets
 from raymlops.monitor.persistent import PersistentBets
 from raymlops.monitor.quality import LossBaseline, LossDetector
 from raymlops.monitor.report import SCORE, DriftReport
 from raymlops.monitor.sketch import pack_array, unpack_array
+from raymlops.monitor.wild import WildRow, WildRows
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
@@ -33,6 +35,7 @@ _SAID = {
     "range": "Values outside the reference's range",
     "unseen": "Unseen categories",
 }
+_ESTIMATE_ROWS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,8 @@ class Watcher:
             PersistentBets(bins, known, times, share=SHARES.persistent, categories=frozenset(self._categories)),
             JointBets(bins, known, bins.locate(self._reference_x), times, share=SHARES.joint),
         )
+        self.wild = WildRows(self._reference_x, self._columns, categories=self._categories)
+        self._estimator = _estimator(reference, contract)
         self.budget = Budget(alpha=spec.alpha, per_month=spec.false_alarms_per_month, window_rows=spec.window_rows)
         self.baseline = LossBaseline.learn(
             reference.losses,
@@ -135,14 +140,17 @@ class Watcher:
         self.rows, self.windows, self._confirmed = 0, 0, 0
         self._x = np.zeros((0, len(self._columns)), dtype=np.float32)
         self._at = np.zeros(0)
+        self._ids: list[str] = []
         self._harm_to_report = False
         self._outcome_at: float | None = None
         self._alibi: AlibiDetector | None = None
 
-    def observe(self, x: NDArray[np.floating[Any]], scores: ArrayLike, served_at: ArrayLike) -> None:
+    def observe(
+        self, x: NDArray[np.floating[Any]], scores: ArrayLike, served_at: ArrayLike, ids: Sequence[str] = ()
+    ) -> None:
         """Take rows ``x`` ``(n, d)`` of this version's traffic, its scores ``(n,)`` and when they were served.
 
-        ``served_at`` is wall time in seconds, one number or ``(n,)``.
+        ``served_at`` is wall time in seconds, one number or ``(n,)``; ``ids`` the request of each row, or none.
 
         Raises
         ------
@@ -153,7 +161,10 @@ class Watcher:
             raise DataError(
                 f"Rows with {rows.shape[1] - 1} columns do not fit a reference of {len(self._columns) - 1}."
             )
+        if len(ids) not in (0, len(rows)):
+            raise DataError(f"{len(ids)} request ids do not fit {len(rows)} rows: give one a row, or none.")
         self._x = np.concatenate((self._x, rows))
+        self._ids += list(ids) or [""] * len(rows)
         self._at = np.concatenate((self._at, np.broadcast_to(np.asarray(served_at, dtype=np.float64), len(rows))))
         self.rows += len(rows)
 
@@ -191,13 +202,15 @@ class Watcher:
 
     def _close(self, size: int) -> DriftReport:
         x, at = self._x[:size], self._at[:size]
-        self._x, self._at = self._x[size:].copy(), self._at[size:].copy()
+        ids, first_row = self._ids[:size], self.rows - len(self._x)
+        self._x, self._at, self._ids = self._x[size:].copy(), self._at[size:].copy(), self._ids[size:]
         self.windows += 1
         span = float(at.max() - at.min())
         budget = self.budget.of(span, size)
         window = Window.of(self.tests.bins, x, budget)
         evidence = tuple(item for detector in self.detectors for item in detector.update(window))
         alpha = budget * (1.0 - SHARES.outcomes)
+        wild, wild_rows = self.wild.flag(x, first_row=first_row, ids=ids)
         return self._report(
             "window",
             size,
@@ -207,7 +220,23 @@ class Watcher:
             alpha=alpha,
             alarms_per_month=self.budget.alarms_per_month(span, size),
             second_opinion=self._second_opinion(x, alpha),
+            estimate=self._estimate(x, evidence),
+            wild=wild,
+            wild_rows=wild_rows,
         )
+
+    @property
+    def _measured(self) -> bool:
+        """Enough labels came to measure the loss, so that nothing stands in for it."""
+        return self.losses.rows >= self.spec.window_rows
+
+    def _estimate(self, x: NDArray[np.float32], evidence: tuple[Evidence, ...]) -> PerformanceEstimate | None:
+        """Performance without labels, where something moved and it is not measured: it costs a few fits."""
+        if self._estimator is None or self._measured or not any(item.drifted for item in evidence):
+            return None
+        if np.isfinite(x[:, -1]).sum() < _ESTIMATE_ROWS:
+            return None
+        return self._estimator.estimate(x[:, :-1], x[:, -1])
 
     def _report(
         self,
@@ -220,17 +249,20 @@ class Watcher:
         alpha: float = 0.0,
         alarms_per_month: float | None = None,
         second_opinion: dict[str, Any] | None = None,
+        estimate: PerformanceEstimate | None = None,
+        wild: tuple[WildRow, ...] = (),
+        wild_rows: int = 0,
     ) -> DriftReport:
         sure = [item for item in evidence if item.drifted]
         moved = sorted((e for e in sure if e.distance >= self.spec.min_distance), key=lambda e: (-e.distance, e.column))
         columns = tuple(dict.fromkeys(item.column for item in moved))
         harm = self.losses.harm
-        severity = 4 if harm else 3 if SCORE in columns else 2 if columns else 1 if sure else 0
+        estimated_harm = estimate is not None and estimate.metrics["brier"].low > self.baseline.limit
+        severity = 4 if harm else 3 if SCORE in columns or estimated_harm else 2 if columns else 1 if sure else 0
         if kind == "window":
             self._confirmed = self._confirmed + 1 if severity >= 3 else 0
         self._harm_to_report = False
         # Where the loss is measured, a moved score only explains; without labels it stands in for the loss.
-        measured = self.losses.rows >= self.spec.window_rows
         return DriftReport(
             window=self.windows,
             kind=kind,
@@ -250,10 +282,14 @@ class Watcher:
             loss_limit=self.baseline.limit,
             loss_evidence=self.losses.evidence,
             harm=harm,
-            may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not measured),
+            may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not self._measured),
             iid_assumed=not self.ordered,
             second_opinion=second_opinion,
-            note=_note(severity, moved, self.losses, evidence),
+            estimate=estimate,
+            estimated_harm=estimated_harm,
+            wild=wild,
+            wild_rows=wild_rows,
+            note=_note(severity, moved, self.losses, evidence, estimate),
         )
 
     def _second_opinion(self, x: NDArray[np.float32], alpha: float) -> dict[str, Any] | None:
@@ -288,6 +324,7 @@ class Watcher:
             "outcome_at": self._outcome_at,
             "x": pack_array(self._x),
             "at": pack_array(self._at),
+            "ids": self._ids if any(self._ids) else [],
             "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
             "losses": self.losses.state_dict(),
         }
@@ -306,10 +343,22 @@ class Watcher:
         self.rows, self.windows, self._confirmed = state["rows"], state["windows"], state["confirmed"]
         self._harm_to_report, self._outcome_at = state["harm_to_report"], state["outcome_at"]
         self._x, self._at = unpack_array(state["x"]), unpack_array(state["at"])
+        self._ids = list(state.get("ids") or [""] * len(self._x))
         for detector in self.detectors:
             if detector.name in state.get("detectors", {}):
                 detector.load_state(state["detectors"][detector.name])
         self.losses.load_state(state["losses"])
+
+
+def _estimator(reference: Reference, contract: DataContract) -> PerformanceEstimator | None:
+    """For binary models whose reference holds enough labels of both classes; there is none for other tasks."""
+    if contract.task != "binary":
+        return None
+    labels = labels_of(reference.scores, reference.losses)
+    try:
+        return PerformanceEstimator(reference.x, reference.scores, labels)
+    except DataError:
+        return None
 
 
 def _matrix(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float32]:
@@ -319,13 +368,25 @@ def _matrix(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float
     return np.column_stack((values, score))
 
 
-def _note(severity: int, moved: list[Evidence], losses: LossDetector, evidence: tuple[Evidence, ...]) -> str:
+def _note(
+    severity: int,
+    moved: list[Evidence],
+    losses: LossDetector,
+    evidence: tuple[Evidence, ...],
+    estimate: PerformanceEstimate | None,
+) -> str:
     """One sentence for a person: what kind of trouble, where, how large."""
     parts = []
     if severity == 4:
         parts.append(
             f"Measured harm: mean loss {losses.recent_loss:.4f} of the newest outcomes, "
             f"accepted up to {losses.baseline.limit:.4f} (reference {losses.baseline.mean:.4f})."
+        )
+    if estimate is not None:
+        loss = estimate.metrics["brier"]
+        parts.append(
+            f"Estimated loss {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}) against {loss.reference:.4f}, assuming "
+            f"{estimate.assumes}."
         )
     for name, said in _SAID.items():
         rates = [f"{e.column} ({e.statistic:+.0%})" for e in moved if e.name == name]

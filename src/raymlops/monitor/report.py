@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raymlops.monitor.estimate import PerformanceEstimate
 from raymlops.monitor.evidence import Evidence
+from raymlops.monitor.wild import WildRow
 
 SCORE = "(score)"
 """Name of the model's own output among the columns of a report."""
@@ -19,12 +21,16 @@ class DriftReport:
     Attributes
     ----------
     window : number of the window, from 1; kind ``outcomes`` tells of harm that began between two windows
-    severity : 0 nothing; 1 sure but small; 2 columns moved, the score did not; 3 the score moved; 4 measured harm
+    severity : 0 nothing; 1 sure but small; 2 columns moved, the score did not; 3 the score moved, or the estimated loss is
+        above what is accepted; 4 measured harm
     confirmed : windows in a row, this one included, with severity 3 or more
     alpha : budget that was spent on columns and score in this window, half of the deployment's
     alarms_per_month : false alarms that the whole budget allows in 30 days of such traffic; ``None`` when unknown
     loss, loss_rows : mean of the newest outcomes (at most a window's worth) and how many were ever seen
     reference_loss, loss_limit, loss_evidence : what was promised, what is accepted, capital of the bets (alarm at 1)
+    estimate : performance without labels, when something moved and too few labels came; binary models only
+    estimated_harm : the lower end of the estimated loss's interval is above ``loss_limit``
+    wild, wild_rows : the strangest rows of the window one by one, at most 20, and how many were flagged in all
     harm : the loss detector has alarmed and the newest outcomes are above the limit (see ``LossDetector``)
     columns : that moved by ``min_distance`` or more, most first; ``(score)`` is the model's own output and ``(joint)``
         stands for a change in how columns hang together
@@ -50,6 +56,10 @@ class DriftReport:
     loss_limit: float
     loss_evidence: float = 0.0
     harm: bool = False
+    estimate: PerformanceEstimate | None = None
+    estimated_harm: bool = False
+    wild: tuple[WildRow, ...] = ()
+    wild_rows: int = 0
     may_retrain: bool = False
     iid_assumed: bool = False
     second_opinion: dict[str, Any] | None = None
@@ -60,5 +70,11 @@ class DriftReport:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> DriftReport:
-        evidence = tuple(Evidence.from_dict(item) for item in body["evidence"])
-        return cls(**{**body, "evidence": evidence, "columns": tuple(body["columns"])})
+        estimate = body.get("estimate")
+        parts = {
+            "evidence": tuple(Evidence.from_dict(item) for item in body["evidence"]),
+            "columns": tuple(body["columns"]),
+            "estimate": None if estimate is None else PerformanceEstimate.from_dict(estimate),
+            "wild": tuple(WildRow.from_dict(item) for item in body.get("wild", ())),
+        }
+        return cls(**{**body, **parts})
