@@ -183,7 +183,7 @@ def main() -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":  # numpy reads it once, when it is loaded
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **threads})
-    own_seeds, seeds, quiet, changed = (12, 1, 100, 30) if options.quick else (20, 3, 200, 60)
+    own_seeds, seeds, quiet, changed = (32, 1, 100, 30) if options.quick else (32, 3, 200, 60)
     sizes = [(10_000, 1000), (10_000, 10_000), (100_000, 100_000)] + ([] if options.quick else [(10_000, 1_000_000)])
     phis = {"iid": 0.0, "ar8": 0.8, "ar98": 0.98}
 

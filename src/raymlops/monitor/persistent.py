@@ -13,7 +13,7 @@ heuristic, checked by simulation up to AR(1) with 0.98.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,8 @@ class PersistentBets:
         """One piece of evidence a column; ``drifted`` when its bets passed the alarm within this window."""
         spend = window.alpha * self._share / max(len(self._columns), 1)
         best, judged = self._capital.copy(), np.zeros(len(self._columns), dtype=bool)
-        for start in range(0, window.rows, _BLOCK):
-            cells = window.cells[:, start : start + _BLOCK]
-            rows = cells.shape[1]
-            counts = np.array([np.bincount(c, minlength=self._groups.shape[1]) for c in cells])
-            self._open += self._group(counts)
+        for rows, counts in self._batches(window.cells):
+            self._open += counts
             self._open_spend += spend * rows / window.rows
             done = np.flatnonzero(self._open.sum(axis=1) >= self._block)
             if done.size:
@@ -96,6 +93,17 @@ class PersistentBets:
                 self._capital[done] = np.where(self._capital[done] >= 1.0, 0.0, self._capital[done])
         self._rows += window.rows
         return tuple(self._evidence(i, float(best[i]), bool(judged[i]), spend) for i in range(len(self._columns)))
+
+    def _batches(self, cells: NDArray[np.int16]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Rows and group counts ``(n_columns, groups)`` of each run of 250 rows, all counted at once."""
+        d, n = cells.shape
+        runs = -(-n // _BLOCK)
+        index = np.take_along_axis(self._groups, cells, axis=1)
+        index += self._width * np.arange(d)[:, None]
+        index += self._width * d * (np.arange(n) // _BLOCK)
+        counts = np.bincount(index.ravel(), minlength=runs * d * self._width).reshape(runs, d, self._width)
+        for run in range(runs):
+            yield min(_BLOCK, n - run * _BLOCK), counts[run]
 
     def _bet(self, done: NDArray[np.intp]) -> None:
         """Settle the open rows of the columns ``done`` against what was guessed before them, then learn from them."""
