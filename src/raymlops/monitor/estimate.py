@@ -164,7 +164,7 @@ class PerformanceEstimator:
 
     def _calibrate(self, weights: NDArray[np.float64]) -> Calibration:
         """Monotone calibration of the score on the weighted reference, over quantile bins of the score."""
-        mass = np.bincount(self._bin, weights=weights, minlength=self._bins)
+        mass = np.bincount(self._bin, weights=weights, minlength=self._bins).astype(np.float64)
         held = mass > 0
         at = np.bincount(self._bin, weights=weights * self._s, minlength=self._bins)[held] / mass[held]
         rate = np.bincount(self._bin, weights=weights * self._y, minlength=self._bins)[held] / mass[held]
