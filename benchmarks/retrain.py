@@ -34,8 +34,9 @@ from raymlops.data.schema import DataContract, learn_contract
 from raymlops.data.snapshot import Arrays
 from raymlops.monitor.forecast import forecast
 from raymlops.monitor.ledger import LossLedger
-from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
+from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.quality import row_losses
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.registry.package import Reference
 from raymlops.retrain import AskPerson, Retrain, RetrainPolicy, RetrainState, decide_retrain

@@ -18,7 +18,7 @@ from raymlops.schedule import Cron
 
 if TYPE_CHECKING:
     from raymlops.monitor.forecast import Forecast
-    from raymlops.monitor.monitor import DriftReport
+    from raymlops.monitor.report import DriftReport
     from raymlops.monitor.triage import Diagnosis
     from raymlops.search.probe import Probe
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from raymlops.monitor.monitor import DriftReport
+    from raymlops.monitor.report import DriftReport
 
 Outcome = Literal["running", "promoted", "refused", "failed"]
 Trigger = Literal["harm", "drift", "age", "schedule", "forecast", "person"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from raymlops.errors import ConfigError, DataError
 from raymlops.monitor.alibi import AlibiDetector
-from raymlops.monitor.drift import ColumnTests, Detector
+from raymlops.monitor.drift import ColumnTests
+from raymlops.monitor.evidence import JOINT, Detector, Window
 
 COLUMNS = ("a", "b", "job")
 ALPHA = 1e-3
@@ -19,6 +21,8 @@ BUILDS: dict[str, Build] = {
     "own": lambda x: ColumnTests(x, COLUMNS, categories={2: 4}),
     "alibi tabular": lambda x: AlibiDetector(x, COLUMNS, categories={2: 4}),
     "alibi ks": lambda x: AlibiDetector(x, COLUMNS, categories={2: 4}, kind="ks"),
+    "alibi cvm": lambda x: AlibiDetector(x, COLUMNS, categories={2: 4}, kind="cvm"),
+    "alibi chisquare": lambda x: AlibiDetector(x, COLUMNS, categories={2: 4}, kind="chisquare"),
 }
 
 
@@ -89,7 +93,34 @@ def test_row_order_within_the_window_does_not_matter(build: Build) -> None:
 
 
 def test_alibi_refuses_an_unknown_kind_and_a_short_window() -> None:
-    with pytest.raises(ConfigError, match="kind='mmd' is no detector: give one of tabular, ks"):
+    with pytest.raises(ConfigError, match="kind='mmd' is no detector: give one of tabular, ks, cvm"):
         AlibiDetector(rows(300, 0), COLUMNS, kind="mmd")
     with pytest.raises(DataError, match="needs 20 rows of 3 columns"):
         AlibiDetector(rows(300, 0), COLUMNS).detect(rows(1, 1), ALPHA)
+
+
+@pytest.mark.parametrize("kind", ["fet", "classifier"])
+def test_alibi_missing_rates_and_all_columns_together(kind: str) -> None:
+    reference = rows(3000, 0)
+    reference[::20, 0] = np.nan
+    detector = AlibiDetector(reference, COLUMNS, categories={2: 4}, kind=kind)
+    quiet = [rows(1000, seed) for seed in range(1, 6)]
+    for window in quiet:
+        window[::20, 0] = np.nan
+    assert [moved(detector, window) for window in quiet] == [set()] * 5
+    holes = quiet[0].copy()
+    holes[:300, 1] = np.nan
+    assert moved(detector, holes) == ({"b"} if kind == "fet" else {JOINT})
+    shifted = quiet[0].copy()
+    shifted[:, 1] += 0.5
+    assert moved(detector, shifted) == (set() if kind == "fet" else {JOINT})
+
+
+def test_state_of_every_detector_survives_json(build: Build) -> None:
+    reference = rows(3000, 0)
+    bins = ColumnTests(reference, COLUMNS, categories={2: 4}).bins
+    one, other = build(reference), build(reference)
+    one.update(Window.of(bins, rows(1000, 1), ALPHA))
+    other.load_state(json.loads(json.dumps(one.state_dict())))
+    window = Window.of(bins, rows(60, 2), ALPHA)
+    assert repr(one.update(window)) == repr(other.update(window))

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from raymlops.monitor.drift import ColumnTests
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.sketch import Bins, Sketch
 from raymlops.retrain import Retrain, RetrainPolicy, RetrainState, decide_retrain
 

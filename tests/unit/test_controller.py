@@ -18,7 +18,7 @@ from raymlops.loop.controller import (
     SubmitRetraining,
 )
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.retrain import RetrainPolicy
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import Canary

@@ -9,7 +9,8 @@ from scipy.signal import lfilter
 from scipy.stats import ks_2samp
 
 from raymlops.errors import DataError
-from raymlops.monitor.drift import ColumnTests, Evidence, _ks_exact
+from raymlops.monitor.drift import ColumnTests, _ks_exact
+from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.quality import autocorrelation_time
 from raymlops.monitor.sketch import Sketch
 
@@ -90,7 +91,7 @@ def test_a_column_that_was_empty_and_now_has_values() -> None:
     window[:, 1] = 1.0
     found = ColumnTests(x, ["a", "b"]).detect(window, ALPHA)
     assert of(found, "b", "missing").drifted
-    assert not of(found, "b", "insufficient").drifted
+    assert (of(found, "b", "ks").status, of(found, "b", "ks").drifted) == ("insufficient", False)
 
 
 def test_constant_column_that_comes_alive() -> None:
@@ -120,8 +121,8 @@ def test_too_few_independent_rows_say_so_until_windows_are_merged() -> None:
     x = stream(0.98, 20_000, 1, 11)
     tests = ColumnTests(x[:10_000], ["a"])
     windows = [x[i : i + 1000] + np.float32(9.0) for i in range(10_000, 20_000, 1000)]
-    alone = of(tests.detect(windows[0], ALPHA), "a", "insufficient")
-    assert (alone.p_value, alone.drifted) == (1.0, False)
+    alone = of(tests.detect(windows[0], ALPHA), "a", "ks")
+    assert (alone.status, alone.p_value, alone.drifted) == ("insufficient", 1.0, False)
     earlier = [Sketch.of(tests.bins, w) for w in windows[:8]]
     assert of(tests.detect(windows[8], ALPHA, earlier), "a", "ks").drifted
 

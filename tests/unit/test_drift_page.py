@@ -14,10 +14,10 @@ from raymlops.cli import app
 from raymlops.clock import ManualClock
 from raymlops.errors import ConfigError
 from raymlops.events import Event, EventLog
-from raymlops.monitor.drift import Evidence
+from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.forecast import Forecast
 from raymlops.monitor.ledger import LossLedger
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.report.drift_page import drift_page
 from raymlops.store import Store

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import ConfigError, DataError
-from raymlops.monitor.monitor import SCORE, DriftReport, Monitor, Watcher
+from raymlops.monitor.evidence import JOINT
+from raymlops.monitor.monitor import Monitor, Watcher
+from raymlops.monitor.report import SCORE, DriftReport
 from raymlops.registry.package import Reference
 
 SPEC = Monitor(second_opinion="off")
@@ -207,3 +209,77 @@ def test_a_monitor_that_cannot_work_is_refused(field: str, value: object, senten
     with pytest.raises(ConfigError) as caught:
         Monitor(**{field: value})
     assert sentence in str(caught.value)
+
+
+def brier_reference() -> Reference:
+    """A model that is right about the first column only where it is small."""
+    x, scores, y = labelled(6000, 0)
+    return Reference(columns=("a", "b", "job"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=True)
+
+
+def labelled(
+    n: int, seed: int, shift: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    x, _ = rows(n, seed, shift)
+    scores = 1 / (1 + np.exp(-2 * x[:, 1].astype(np.float64)))
+    truth = 1 / (1 + np.exp(-2 * x[:, 1] * np.where(x[:, 0] > 1.0, -1.0, 1.0)))
+    return x, scores, (np.random.default_rng(seed + 1).uniform(size=n) < truth) * 1.0
+
+
+def test_without_labels_a_loss_estimated_above_the_limit_is_severity_3() -> None:
+    watch = Watcher(SPEC, brier_reference(), contract(), version=3)
+    found = []
+    for seed in (40, 41):
+        x, scores, _ = labelled(1000, seed, shift=2.0)
+        watch.observe(x, scores, 5.0)
+        found += watch.step(6.0)
+    assert [(r.severity, r.estimated_harm, r.may_retrain) for r in found] == [(3, True, False), (3, True, True)]
+    assert SCORE not in found[0].columns
+    assert "assuming no concept drift" in found[0].note
+    assert DriftReport.from_dict(json.loads(json.dumps(found[0].to_dict()))) == found[0]
+    measured = Watcher(SPEC, brier_reference(), contract(), version=3)
+    measured.add_outcomes(np.full(1000, 0.01), 1.0)
+    x, scores, _ = labelled(1000, 40, shift=2.0)
+    measured.observe(x, scores, 5.0)
+    assert measured.step(6.0)[0].estimate is None
+
+
+def test_wild_rows_are_reported_one_by_one_with_their_requests() -> None:
+    watch = watcher()
+    x, scores = rows(1300, 30)
+    x[1204, 0] = 1e6
+    ids = [f"request-{i}" for i in range(1300)]
+    watch.observe(x[:700], scores[:700], 0.0, ids[:700])
+    again = watcher()
+    again.load_state(json.loads(json.dumps(watch.state_dict())))
+    again.observe(x[700:], scores[700:], 0.0, ids[700:])
+    assert [r.wild_rows <= 5 for r in again.step(1.0)] == [True]
+    x2, scores2 = rows(700, 31)
+    again.observe(x2, scores2, 1.0)
+    (report,) = again.step(2.0)
+    assert (report.wild[0].request_id, report.wild[0].row, report.wild[0].columns[0]) == ("request-1204", 1204, "a")
+    with pytest.raises(DataError, match="2 request ids do not fit 700 rows"):
+        again.observe(x2, scores2, 1.0, ["a", "b"])
+
+
+def test_correlation_alone_is_severity_2_and_named_joint() -> None:
+    watch = watcher()
+    reports = []
+    for seed in range(3):
+        x, scores = rows(1000, 50 + seed)
+        x[:, 0] = 0.9 * x[:, 1] + 0.44 * x[:, 0]
+        watch.observe(x, scores, float(seed))
+        reports += watch.step(float(seed))
+    assert [r.severity for r in reports] == [0, 2, 2]
+    assert reports[-1].columns == (JOINT,)
+    assert "Columns hang together otherwise" in reports[-1].note
+
+
+def test_the_budget_is_told_by_the_month() -> None:
+    watch = watcher()
+    x, scores = rows(1000, 60)
+    watch.observe(x, scores, np.linspace(0.0, 60.0, 1000))
+    (report,) = watch.step(61.0)
+    assert report.alarms_per_month == pytest.approx(43.2)
+    spent = sum(item.limit for item in report.evidence)
+    assert spent <= report.alpha * (1 + 1e-9)

@@ -9,7 +9,7 @@ import pytest
 
 from raymlops.errors import ConfigError
 from raymlops.monitor.forecast import Forecast
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis, Kind
 from raymlops.retrain import AskPerson, Retrain, RetrainPolicy, RetrainState, Wait, decide_retrain
 from raymlops.search.probe import Probe

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from raymlops.data.schema import learn_contract
 from raymlops.errors import DataError
 from raymlops.monitor.attribution import loss_parts, mix_of, score_importance
-from raymlops.monitor.drift import Evidence
-from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
+from raymlops.monitor.evidence import Evidence
+from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.quality import row_losses
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.registry.package import Reference
 from raymlops.serving.analysis import VariantStats

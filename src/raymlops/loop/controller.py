@@ -22,7 +22,7 @@ from raymlops.loop.actions import SubmitRetraining as SubmitRetraining
 from raymlops.loop.ports import JobStatus
 from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped, Warm
 from raymlops.monitor.forecast import Forecast
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis
 from raymlops.retrain import AskPerson, RetrainPolicy, Wait, decide_retrain
 from raymlops.retrain_state import Trigger

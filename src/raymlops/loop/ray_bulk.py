@@ -19,7 +19,8 @@ from raymlops.errors import ConfigError, ContractViolation, DataError, UnknownVe
 from raymlops.lake import Lake
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
-from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
+from raymlops.monitor.monitor import Monitor, Watcher
+from raymlops.monitor.report import DriftReport
 from raymlops.registry.package import download
 from raymlops.serving.bulk import choose_runtime
 from raymlops.serving.bulk_run import SUMMARY, Bulk, OnBad, PartRecord, begun_run, open_run, read_samples, totals

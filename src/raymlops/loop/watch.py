@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from raymlops.data.schema import DataContract
 from raymlops.lake import Lake
 from raymlops.monitor.insight import Insight
-from raymlops.monitor.monitor import DriftReport, Monitor, Watcher
+from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.quality import row_losses
+from raymlops.monitor.report import DriftReport
 from raymlops.registry.package import download
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.predictor import Predictor

@@ -1,61 +1,36 @@
 """Which columns moved: one-shot tests of a window against the frozen reference, honest about autocorrelation.
 
 Numeric columns: two-sample Kolmogorov-Smirnov, exact statistic from the reference sorted once (Stephens' correction,
-JRSS-B 1970, for the p-value). Category columns: chi-square with rare and unseen codes pooled. Every column: the rate of
-missing values. Sample sizes are divided by each column's autocorrelation time in the reference, without which such
-tests flag every window of an ordered stream. One budget a window, Bonferroni over all tests.
+JRSS-B 1970, for the p-value). Category columns: chi-square with rare and unseen codes pooled. Every column: the rates of
+missing and infinite values, and of values outside the reference's range or its categories. Sample sizes are divided by
+each column's autocorrelation time in the reference, without which such tests flag every window of an ordered stream. One
+budget a window, Bonferroni over all tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
+from raymlops.monitor.evidence import MIN_EFFECTIVE, Detector, Evidence, Window
 from raymlops.monitor.quality import autocorrelation_time
 from raymlops.monitor.sketch import Bins, Sketch
 
-MIN_EFFECTIVE = 50.0
-"""Independent rows a test needs; with fewer, earlier windows are merged in, and then there is no verdict."""
+__all__ = ["MIN_EFFECTIVE", "RATES", "ColumnTests", "Detector", "Evidence", "Window"]
+
+RATES = ("missing", "infinite", "range", "unseen")
+"""Names of the evidence that tells of broken data rather than of a changed world."""
+_VALUES_SHARE, _RATE_SHARE = 2 / 3, 1 / 9
+_MERGED_WINDOWS = 6
 _POOL_BELOW = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """One test on one column.
-
-    Attributes
-    ----------
-    name : ``ks``, ``chi2``, ``missing`` or, with too few independent rows to say anything, ``insufficient``
-    statistic : KS distance, chi-square, or difference of missing rates
-    p_value, limit : ``drifted`` is ``p_value <= limit``; an insufficient test has p 1 and never drifts
-    distance : size of the change, 0 to 1, less what chance gives: Jensen-Shannon distance (base 2) over the reference's
-        quantile cells or categories (a shift of 0.25 standard deviations is about 0.1), or difference of missing rates
-    effective_rows : independent rows the window counted for
-    """
-
-    name: str
-    column: str
-    statistic: float
-    p_value: float
-    limit: float
-    drifted: bool
-    distance: float
-    effective_rows: float = float("nan")
-
-
-class Detector(Protocol):
-    """Rows of one window in, evidence out. The same rows in another order give the same evidence."""
-
-    def detect(self, x: NDArray[np.floating[Any]], alpha: float) -> tuple[Evidence, ...]: ...
-
-
 class ColumnTests:
-    """The library's own detector.
+    """The one-shot detector: each window stands alone, but for rows of earlier ones where it is too short.
 
     Parameters
     ----------
@@ -63,6 +38,7 @@ class ColumnTests:
     columns : their names
     categories : column index -> number of category codes
     ordered : whether row order is time order; if not, rows are assumed independent
+    share : of a window's ``alpha`` that these tests may spend
 
     Raises
     ------
@@ -76,7 +52,10 @@ class ColumnTests:
         *,
         categories: Mapping[int, int] | None = None,
         ordered: bool = True,
+        share: float = 1.0,
     ) -> None:
+        self._share = share
+        self._earlier: list[Sketch] = []
         self.categories = dict(categories or {})
         x = np.asarray(x, dtype=np.float32)  # one precision on both sides, or equal values would not tie
         self.bins = Bins.learn(x, columns, self.categories)
@@ -93,10 +72,23 @@ class ColumnTests:
     def columns(self) -> tuple[str, ...]:
         return self.bins.columns
 
+    @property
+    def name(self) -> str:
+        return "columns"
+
+    def update(self, window: Window) -> tuple[Evidence, ...]:
+        """Four pieces of evidence a column: its values, missing and infinite rate, and what lies outside the reference.
+
+        Where a window holds too few independent values, those of up to five windows before it are joined.
+        """
+        found = self._judge(window, window.alpha * self._share, self._earlier)
+        self._earlier = [*self._earlier, window.sketch][-(_MERGED_WINDOWS - 1) :]
+        return found
+
     def detect(
         self, x: NDArray[np.floating[Any]], alpha: float, earlier: Sequence[Sketch] = ()
     ) -> tuple[Evidence, ...]:
-        """Two pieces of evidence a column, its values and its missing rate.
+        """The same for rows that belong to no stream, as a pure function; nothing is remembered.
 
         Parameters
         ----------
@@ -104,16 +96,57 @@ class ColumnTests:
         alpha : probability that a window without change is flagged, shared by all its tests
         earlier : sketches of the windows before, latest last; merged in where this one holds too few independent rows
         """
-        x = np.asarray(x, dtype=np.float32)
-        window = Sketch.of(self.bins, x)
-        limit = alpha / (2 * max(len(self.columns), 1))
-        found = []
+        return self._judge(Window.of(self.bins, x, alpha), alpha, earlier)
+
+    def kolmogorov_smirnov(
+        self, x: NDArray[np.floating[Any]], *, binned: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Statistic and p-value of every column, each ``(n_columns,)``, without the rest of :meth:`detect`.
+
+        Parameters
+        ----------
+        x : rows ``(n_rows, n_columns)``; values that are not finite are left out, a column without any has p 0
+        binned : from the counts over the reference's cells, in constant time a value; the statistic is then a lower
+            bound of the exact one, within the share of one cell
+        """
+        rows = np.asarray(x, dtype=np.float32)
+        statistics, p_values = np.ones(len(self.columns)), np.zeros(len(self.columns))
+        sketch = Sketch.of(self.bins, rows) if binned else None
+        columns = rows.T if binned else np.ascontiguousarray(rows.T)
         for i in range(len(self.columns)):
-            found += [self._values(i, x[:, i], window, earlier, limit), self._missing(i, window, limit)]
+            if sketch is not None:
+                used, reference = sketch.counts[i].astype(float), self.reference.counts[i].astype(float)
+                size = int(sketch.counts[i].sum())
+            else:
+                finite = np.isfinite(columns[i])
+                values = columns[i] if finite.all() else columns[i][finite]
+                size = len(values)
+            if size == 0 or not len(self._sorted[i]):
+                continue
+            found = _ks_binned(used, reference) if binned else _ks_exact(self._sorted[i], values)
+            n, m = size / self.times[i], len(self._sorted[i]) / self.times[i]
+            statistics[i], p_values[i] = found, _ks_p(found, n, m)
+        return statistics, p_values
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"earlier": [sketch.to_dict() for sketch in self._earlier]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._earlier = [Sketch.from_dict(item) for item in state["earlier"]]
+
+    def _judge(self, window: Window, alpha: float, earlier: Sequence[Sketch]) -> tuple[Evidence, ...]:
+        each = alpha / max(len(self.columns), 1)
+        columns = np.ascontiguousarray(window.x.T)
+        found = []
+        for i, column in enumerate(columns):
+            found += [
+                self._values(i, column, window.sketch, earlier, each * _VALUES_SHARE),
+                *self._rates(i, window.sketch, each * _RATE_SHARE),
+            ]
         return tuple(found)
 
     def _values(
-        self, i: int, column: NDArray[np.floating[Any]], window: Sketch, earlier: Sequence[Sketch], limit: float
+        self, i: int, column: NDArray[np.float32], window: Sketch, earlier: Sequence[Sketch], limit: float
     ) -> Evidence:
         own, used = window.counts[i].sum(), window
         for before in reversed(earlier):
@@ -122,34 +155,53 @@ class ColumnTests:
             used = used + before
             own = used.counts[i].sum()
         n, m = float(own) / self.times[i], float(len(self._sorted[i])) / self.times[i]
+        name: Literal["ks", "chi2"] = "chi2" if i in self.categories else "ks"
         blind = window.rows > 0 and window.counts[i].sum() == 0 and m > 0
         if not blind and (n < MIN_EFFECTIVE or m == 0):
             # Nothing was finite in the reference either, or too little came: the missing rate still speaks.
-            return self._evidence("insufficient", i, 0.0, 1.0, limit, 0.0, n)
+            return Evidence.insufficient(name, self.columns[i], limit, n)
         counts, reference = used.counts[i].astype(float), self.reference.counts[i].astype(float)
         if blind:  # every value is missing: the strongest change there is, not an absence of evidence
-            return self._evidence("chi2" if i in self.categories else "ks", i, 1.0, 0.0, limit, 1.0, 0.0)
-        distance = _distance(counts, reference, n, m, join=i not in self.categories)
-        if i in self.categories:
+            return self._evidence(name, i, 1.0, 0.0, limit, 1.0, 0.0)
+        distance = _distance(counts, reference, n, m, join=name == "ks")
+        if name == "chi2":
             statistic, p = _chi2(counts, reference, self.times[i])
-            return self._evidence("chi2", i, statistic, p, limit, distance, n)
-        statistic = (
-            _ks_exact(self._sorted[i], column[np.isfinite(column)]) if used is window else _ks_binned(counts, reference)
-        )
-        return self._evidence("ks", i, statistic, _ks_p(statistic, n, m), limit, distance, n)
+            return self._evidence(name, i, statistic, p, limit, distance, n)
+        if used is not window:
+            statistic = _ks_binned(counts, reference)
+        else:
+            lost = window.missing[i] + window.infinite[i]
+            statistic = _ks_exact(self._sorted[i], column[np.isfinite(column)] if lost else column)
+        return self._evidence(name, i, statistic, _ks_p(statistic, n, m), limit, distance, n)
 
-    def _missing(self, i: int, window: Sketch, limit: float) -> Evidence:
-        now = int(window.missing[i] + window.infinite[i])
-        then = int(self.reference.missing[i] + self.reference.infinite[i])
-        n, m, time = window.rows, self.reference.rows, self.missing_times[i]
+    def _rates(self, i: int, window: Sketch, limit: float) -> tuple[Evidence, ...]:
+        last = len(self.bins.edges[i])
+        now, then = window.counts[i], self.reference.counts[i]
+        below, above = (int(now[0]), int(then[0])), (int(now[last]), int(then[last]))
+        gone = (int(window.missing[i]), int(self.reference.missing[i]))
+        infinite = (int(window.infinite[i]), int(self.reference.infinite[i]))
+        if i in self.categories:
+            outside = self._rate(
+                "unseen", i, window.rows, self.times[i], limit, (below[0] + above[0], below[1] + above[1])
+            )
+        else:
+            outside = self._rate("range", i, window.rows, self.times[i], limit, below, above)
+        return (
+            self._rate("missing", i, window.rows, self.missing_times[i], limit, gone),
+            self._rate("infinite", i, window.rows, self.missing_times[i], limit, infinite),
+            outside,
+        )
+
+    def _rate(self, name: str, i: int, n: int, time: float, limit: float, *pairs: tuple[int, int]) -> Evidence:
+        """Rates now and then of one or two kinds of rows, Bonferroni over them; pairs count rows now and then."""
+        m = self.reference.rows
         if n == 0:
-            return self._evidence("insufficient", i, 0.0, 1.0, limit, 0.0, 0.0)
-        difference = now / n - then / m
-        p = _rate_p(now / time, n / time, then / time, m / time)
-        pooled = (now + then) / (n + m)
+            return Evidence.insufficient(name, self.columns[i], limit)
+        p = min(1.0, len(pairs) * min(_rate_p(now / time, n / time, then / time, m / time) for now, then in pairs))
+        now, then = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        difference, pooled = now / n - then / m, (now + then) / (n + m)
         chance = float(np.sqrt(pooled * (1 - pooled) * time * (1 / n + 1 / m)))
-        distance = max(abs(difference) - chance, 0.0)
-        return self._evidence("missing", i, difference, p, limit, distance, n / time)
+        return self._evidence(name, i, difference, p, limit, max(abs(difference) - chance, 0.0), n / time)
 
     def _evidence(
         self, name: str, i: int, statistic: float, p: float, limit: float, distance: float, effective: float
@@ -184,9 +236,12 @@ def _ks_exact(reference: NDArray[Any], values: NDArray[Any]) -> float:
     jumps = np.flatnonzero(np.concatenate((current[1:] != current[:-1], [True])))
     above = (jumps + 1) / n
     below = np.concatenate(([0.0], above[:-1]))
-    at = np.searchsorted(reference, current[jumps], side="right") / m
-    before = np.searchsorted(reference, current[jumps], side="left") / m
-    return float(max(np.abs(above - at).max(), np.abs(below - before).max()))
+    values = current[jumps]
+    at = np.searchsorted(reference, values, side="right")
+    before = at.copy()
+    tied = np.flatnonzero(reference[np.maximum(at - 1, 0)] == values)
+    before[tied] = np.searchsorted(reference, values[tied], side="left")
+    return float(max(np.abs(above - at / m).max(), np.abs(below - before / m).max()))
 
 
 def _ks_binned(counts: NDArray[np.float64], reference: NDArray[np.float64]) -> float:

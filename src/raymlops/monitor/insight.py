@@ -18,8 +18,9 @@ from raymlops.serving.analysis import VariantStats
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
-    from raymlops.monitor.monitor import DriftReport, Monitor
+    from raymlops.monitor.monitor import Monitor
     from raymlops.monitor.quality import LossBaseline
+    from raymlops.monitor.report import DriftReport
     from raymlops.registry.package import Reference
 
 _KEPT_VERSIONS = 64

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,21 +11,32 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymlops.clock import seconds
 from raymlops.errors import ConfigError, DataError
-from raymlops.monitor.drift import ColumnTests, Evidence
+from raymlops.monitor.budget import SHARES, Budget
+from raymlops.monitor.drift import ColumnTests
+from raymlops.monitor.estimate import PerformanceEstimate, PerformanceEstimator, labels_of
+from raymlops.monitor.evidence import JOINT, Detector, Evidence, Window
+from raymlops.monitor.joint import JointBets
+from raymlops.monitor.persistent import PersistentBets
 from raymlops.monitor.quality import LossBaseline, LossDetector
-from raymlops.monitor.sketch import Sketch, pack_array, unpack_array
+from raymlops.monitor.report import SCORE, DriftReport
+from raymlops.monitor.sketch import pack_array, unpack_array
 from raymlops.monitor.slo import ServiceLevel
+from raymlops.monitor.wild import WildRow, WildRows
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
     from raymlops.monitor.alibi import AlibiDetector
     from raymlops.registry.package import Reference
 
-SCORE = "(score)"
-"""Name of the model's own output among the columns of a report."""
-_MONTH_S = 30 * 86400.0
-_ALPHA_RANGE = (1e-8, 0.05)
-_MERGED_WINDOWS = 6
+__all__ = ["SCORE", "DriftReport", "Monitor", "Watcher"]
+
+_SAID = {
+    "missing": "Missing values",
+    "infinite": "Infinite values",
+    "range": "Values outside the reference's range",
+    "unseen": "Unseen categories",
+}
+_ESTIMATE_ROWS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,7 @@ class Monitor:
     ----------
     window_rows : rows of a window
     min_rows, max_age : a window older than ``max_age`` (seconds or ``"1h"``) closes early once it has ``min_rows``
-    alpha : probability of a false alarm a window, half for columns and score, half for the loss
+    alpha : probability of a false alarm a window, over all detectors (``budget.Shares`` splits it)
     false_alarms_per_month : the same budget by time instead; ``alpha`` is then ignored
     tolerance : rise of the loss over the reference that is accepted, relative
     min_distance : changes of a column smaller than this are reported but do not count as drift (see ``Evidence``)
@@ -84,55 +95,6 @@ def _between(field: str, value: object, low: float, high: float) -> None:
         raise ConfigError(f"{field}={value!r} cannot be used: give a number above {max(low, 0.0):g} up to {high:g}.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftReport:
-    """What one look found.
-
-    Attributes
-    ----------
-    window : number of the window, from 1; kind ``outcomes`` tells of harm that began between two windows
-    severity : 0 nothing; 1 sure but small; 2 columns moved, the score did not; 3 the score moved; 4 measured harm
-    confirmed : windows in a row, this one included, with severity 3 or more
-    alpha : budget that was spent on columns and score in this window
-    loss, loss_rows : mean of the newest outcomes (at most a window's worth) and how many were ever seen
-    reference_loss, loss_limit, loss_evidence : what was promised, what is accepted, capital of the bets (alarm at 1)
-    harm : the loss detector has alarmed and the newest outcomes are above the limit (see ``LossDetector``)
-    columns : that moved by ``min_distance`` or more, most first
-    may_retrain : severity 4, or severity 3 twice in a row while there are too few labels to measure the loss
-    iid_assumed : the reference has no time order, so autocorrelation could not be counted
-    """
-
-    window: int
-    kind: Literal["window", "outcomes"] = "window"
-    version: int | None = None
-    rows: int
-    from_at: float
-    to_at: float
-    severity: int
-    confirmed: int = 0
-    alpha: float = 0.0
-    evidence: tuple[Evidence, ...] = ()
-    columns: tuple[str, ...] = ()
-    loss: float | None = None
-    loss_rows: int = 0
-    reference_loss: float
-    loss_limit: float
-    loss_evidence: float = 0.0
-    harm: bool = False
-    may_retrain: bool = False
-    iid_assumed: bool = False
-    second_opinion: dict[str, Any] | None = None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> DriftReport:
-        evidence = tuple(Evidence(**item) for item in body["evidence"])
-        return cls(**{**body, "evidence": evidence, "columns": tuple(body["columns"])})
-
-
 class Watcher:
     """Watches one version: observations and late outcomes in, reports out. Not thread-safe; one owner.
 
@@ -156,7 +118,22 @@ class Watcher:
             self._categories[len(reference.columns)] = len(contract.classes)
         self._columns = (*reference.columns, SCORE)
         self._reference_x = _matrix(reference.x, reference.scores)
-        self.tests = ColumnTests(self._reference_x, self._columns, categories=self._categories, ordered=self.ordered)
+        self.tests = ColumnTests(
+            self._reference_x,
+            self._columns,
+            categories=self._categories,
+            ordered=self.ordered,
+            share=SHARES.columns,
+        )
+        bins, known, times = self.tests.bins, self.tests.reference, self.tests.times
+        self.detectors: tuple[Detector, ...] = (
+            self.tests,
+            PersistentBets(bins, known, times, share=SHARES.persistent, categories=frozenset(self._categories)),
+            JointBets(bins, known, bins.locate(self._reference_x), times, share=SHARES.joint),
+        )
+        self.wild = WildRows(self._reference_x, self._columns, categories=self._categories)
+        self._estimator = _estimator(reference, contract)
+        self.budget = Budget(alpha=spec.alpha, per_month=spec.false_alarms_per_month, window_rows=spec.window_rows)
         self.baseline = LossBaseline.learn(
             reference.losses,
             task=contract.task,
@@ -168,15 +145,17 @@ class Watcher:
         self.rows, self.windows, self._confirmed = 0, 0, 0
         self._x = np.zeros((0, len(self._columns)), dtype=np.float32)
         self._at = np.zeros(0)
-        self._closed: list[Sketch] = []
+        self._ids: list[str] = []
         self._harm_to_report = False
         self._outcome_at: float | None = None
         self._alibi: AlibiDetector | None = None
 
-    def observe(self, x: NDArray[np.floating[Any]], scores: ArrayLike, served_at: ArrayLike) -> None:
+    def observe(
+        self, x: NDArray[np.floating[Any]], scores: ArrayLike, served_at: ArrayLike, ids: Sequence[str] = ()
+    ) -> None:
         """Take rows ``x`` ``(n, d)`` of this version's traffic, its scores ``(n,)`` and when they were served.
 
-        ``served_at`` is wall time in seconds, one number or ``(n,)``.
+        ``served_at`` is wall time in seconds, one number or ``(n,)``; ``ids`` the request of each row, or none.
 
         Raises
         ------
@@ -187,7 +166,10 @@ class Watcher:
             raise DataError(
                 f"Rows with {rows.shape[1] - 1} columns do not fit a reference of {len(self._columns) - 1}."
             )
+        if len(ids) not in (0, len(rows)):
+            raise DataError(f"{len(ids)} request ids do not fit {len(rows)} rows: give one a row, or none.")
         self._x = np.concatenate((self._x, rows))
+        self._ids += list(ids) or [""] * len(rows)
         self._at = np.concatenate((self._at, np.broadcast_to(np.asarray(served_at, dtype=np.float64), len(rows))))
         self.rows += len(rows)
 
@@ -203,7 +185,7 @@ class Watcher:
         order = np.argsort(times, kind="stable")
         span = float(times.max()) - (self._outcome_at if self._outcome_at is not None else float(times.min()))
         self._outcome_at = max(float(times.max()), self._outcome_at or float("-inf"))
-        spend = self._budget(span, values.size) / 2 / values.size
+        spend = self.budget.of(span, values.size) * SHARES.outcomes / values.size
         known = self.losses.harm_row
         self.losses.update(values[order], spend)
         self._harm_to_report = self.losses.harm and (self._harm_to_report or self.losses.harm_row != known)
@@ -220,18 +202,46 @@ class Watcher:
             reports.append(self._close(len(self._x)))
         if self._harm_to_report:
             at = now if self._outcome_at is None else self._outcome_at
-            reports.append(self._report("outcomes", 0, at, at, (), 0.0, None))
+            reports.append(self._report("outcomes", 0, at, at))
         return reports
 
     def _close(self, size: int) -> DriftReport:
         x, at = self._x[:size], self._at[:size]
-        self._x, self._at = self._x[size:].copy(), self._at[size:].copy()
+        ids, first_row = self._ids[:size], self.rows - len(self._x)
+        self._x, self._at, self._ids = self._x[size:].copy(), self._at[size:].copy(), self._ids[size:]
         self.windows += 1
-        alpha = self._budget(float(at.max() - at.min()), size) / 2
-        evidence = self.tests.detect(x, alpha, earlier=self._closed)
-        opinion = self._second_opinion(x, alpha)
-        self._closed = [*self._closed, Sketch.of(self.tests.bins, x)][-(_MERGED_WINDOWS - 1) :]
-        return self._report("window", size, float(at.min()), float(at.max()), evidence, alpha, opinion)
+        span = float(at.max() - at.min())
+        budget = self.budget.of(span, size)
+        window = Window.of(self.tests.bins, x, budget)
+        evidence = tuple(item for detector in self.detectors for item in detector.update(window))
+        alpha = budget * (1.0 - SHARES.outcomes)
+        wild, wild_rows = self.wild.flag(x, first_row=first_row, ids=ids)
+        return self._report(
+            "window",
+            size,
+            float(at.min()),
+            float(at.max()),
+            evidence=evidence,
+            alpha=alpha,
+            alarms_per_month=self.budget.alarms_per_month(span, size),
+            second_opinion=self._second_opinion(x, alpha),
+            estimate=self._estimate(x, evidence),
+            wild=wild,
+            wild_rows=wild_rows,
+        )
+
+    @property
+    def _measured(self) -> bool:
+        """Enough labels came to measure the loss, so that nothing stands in for it."""
+        return self.losses.rows >= self.spec.window_rows
+
+    def _estimate(self, x: NDArray[np.float32], evidence: tuple[Evidence, ...]) -> PerformanceEstimate | None:
+        """Performance without labels, where something moved and it is not measured: it costs a few fits."""
+        if self._estimator is None or self._measured or not any(item.drifted for item in evidence):
+            return None
+        if np.isfinite(x[:, -1]).sum() < _ESTIMATE_ROWS:
+            return None
+        return self._estimator.estimate(x[:, :-1], x[:, -1])
 
     def _report(
         self,
@@ -239,20 +249,25 @@ class Watcher:
         rows: int,
         from_at: float,
         to_at: float,
-        evidence: tuple[Evidence, ...],
-        alpha: float,
-        opinion: dict[str, Any] | None,
+        *,
+        evidence: tuple[Evidence, ...] = (),
+        alpha: float = 0.0,
+        alarms_per_month: float | None = None,
+        second_opinion: dict[str, Any] | None = None,
+        estimate: PerformanceEstimate | None = None,
+        wild: tuple[WildRow, ...] = (),
+        wild_rows: int = 0,
     ) -> DriftReport:
         sure = [item for item in evidence if item.drifted]
         moved = sorted((e for e in sure if e.distance >= self.spec.min_distance), key=lambda e: (-e.distance, e.column))
         columns = tuple(dict.fromkeys(item.column for item in moved))
         harm = self.losses.harm
-        severity = 4 if harm else 3 if SCORE in columns else 2 if columns else 1 if sure else 0
+        estimated_harm = estimate is not None and estimate.metrics["brier"].low > self.baseline.limit
+        severity = 4 if harm else 3 if SCORE in columns or estimated_harm else 2 if columns else 1 if sure else 0
         if kind == "window":
             self._confirmed = self._confirmed + 1 if severity >= 3 else 0
         self._harm_to_report = False
         # Where the loss is measured, a moved score only explains; without labels it stands in for the loss.
-        measured = self.losses.rows >= self.spec.window_rows
         return DriftReport(
             window=self.windows,
             kind=kind,
@@ -263,6 +278,7 @@ class Watcher:
             severity=severity,
             confirmed=self._confirmed,
             alpha=alpha,
+            alarms_per_month=alarms_per_month,
             evidence=evidence,
             columns=columns,
             loss=self.losses.recent_loss,
@@ -271,18 +287,15 @@ class Watcher:
             loss_limit=self.baseline.limit,
             loss_evidence=self.losses.evidence,
             harm=harm,
-            may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not measured),
+            may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not self._measured),
             iid_assumed=not self.ordered,
-            second_opinion=opinion,
-            note=_note(severity, moved, self.losses, evidence),
+            second_opinion=second_opinion,
+            estimate=estimate,
+            estimated_harm=estimated_harm,
+            wild=wild,
+            wild_rows=wild_rows,
+            note=_note(severity, moved, self.losses, evidence, estimate),
         )
-
-    def _budget(self, span_s: float, rows: int) -> float:
-        """False-alarm probability that ``rows`` rows over ``span_s`` seconds may spend."""
-        if self.spec.false_alarms_per_month is None:
-            return self.spec.alpha * rows / self.spec.window_rows
-        low, high = _ALPHA_RANGE
-        return min(max(self.spec.false_alarms_per_month * max(span_s, 0.0) / _MONTH_S, low), high)
 
     def _second_opinion(self, x: NDArray[np.float32], alpha: float) -> dict[str, Any] | None:
         if self.spec.second_opinion == "off":
@@ -316,7 +329,8 @@ class Watcher:
             "outcome_at": self._outcome_at,
             "x": pack_array(self._x),
             "at": pack_array(self._at),
-            "closed": [sketch.to_dict() for sketch in self._closed],
+            "ids": self._ids if any(self._ids) else [],
+            "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
             "losses": self.losses.state_dict(),
         }
 
@@ -334,8 +348,22 @@ class Watcher:
         self.rows, self.windows, self._confirmed = state["rows"], state["windows"], state["confirmed"]
         self._harm_to_report, self._outcome_at = state["harm_to_report"], state["outcome_at"]
         self._x, self._at = unpack_array(state["x"]), unpack_array(state["at"])
-        self._closed = [Sketch.from_dict(item) for item in state["closed"]]
+        self._ids = list(state.get("ids") or [""] * len(self._x))
+        for detector in self.detectors:
+            if detector.name in state.get("detectors", {}):
+                detector.load_state(state["detectors"][detector.name])
         self.losses.load_state(state["losses"])
+
+
+def _estimator(reference: Reference, contract: DataContract) -> PerformanceEstimator | None:
+    """For binary models whose reference holds enough labels of both classes; there is none for other tasks."""
+    if contract.task != "binary":
+        return None
+    labels = labels_of(reference.scores, reference.losses)
+    try:
+        return PerformanceEstimator(reference.x, reference.scores, labels)
+    except DataError:
+        return None
 
 
 def _matrix(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float32]:
@@ -345,7 +373,13 @@ def _matrix(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float
     return np.column_stack((values, score))
 
 
-def _note(severity: int, moved: list[Evidence], losses: LossDetector, evidence: tuple[Evidence, ...]) -> str:
+def _note(
+    severity: int,
+    moved: list[Evidence],
+    losses: LossDetector,
+    evidence: tuple[Evidence, ...],
+    estimate: PerformanceEstimate | None,
+) -> str:
     """One sentence for a person: what kind of trouble, where, how large."""
     parts = []
     if severity == 4:
@@ -353,15 +387,28 @@ def _note(severity: int, moved: list[Evidence], losses: LossDetector, evidence: 
             f"Measured harm: mean loss {losses.recent_loss:.4f} of the newest outcomes, "
             f"accepted up to {losses.baseline.limit:.4f} (reference {losses.baseline.mean:.4f})."
         )
-    gone = [item for item in moved if item.name == "missing"]
-    if gone:
+    if estimate is not None:
+        loss = estimate.metrics["brier"]
         parts.append(
-            "Missing values changed in " + ", ".join(f"{e.column} ({e.statistic:+.0%})" for e in gone[:5]) + "."
+            f"Estimated loss {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}) against {loss.reference:.4f}, assuming "
+            f"{estimate.assumes}."
         )
-    values = [item for item in moved if item.name != "missing"]
+    for name, said in _SAID.items():
+        rates = [f"{e.column} ({e.statistic:+.0%})" for e in moved if e.name == name]
+        if rates:
+            parts.append(f"{said} changed in {', '.join(rates[:5])}.")
+    told = {e.column for e in moved if e.name in _SAID}  # the bets on a histogram see those changes too
+    others = [e for e in reversed(moved) if e.name not in _SAID and e.column != JOINT]
+    values = {e.column: e.distance for e in others if e.name != "persistent" or e.column not in told}
     if values:
-        parts.append("Moved: " + ", ".join(f"{e.column} ({e.distance:.2f})" for e in values[:5]) + ".")
-    short = [item.column for item in evidence if item.name == "insufficient"]
+        largest = sorted(values.items(), key=lambda item: -item[1])[:5]
+        parts.append("Moved: " + ", ".join(f"{column} ({distance:.2f})" for column, distance in largest) + ".")
+    for item in moved:
+        if item.column == JOINT:
+            parts.append(f"Columns hang together otherwise (AUC {item.statistic:.2f}): {', '.join(item.detail)}.")
+    short = dict.fromkeys(
+        item.column for item in evidence if item.status == "insufficient" and item.name in ("ks", "chi2")
+    )
     if short:
-        parts.append(f"Too few independent rows to judge: {', '.join(dict.fromkeys(short[:5]))}.")
+        parts.append(f"Too few independent rows to judge: {', '.join(list(short)[:5])}.")
     return " ".join(parts) or ("Sure but small changes." if severity == 1 else "")

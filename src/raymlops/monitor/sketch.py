@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
+from raymlops.monitor.cells import CellGrid
 
 CELLS = 64
 """Quantile cells of a numeric column, not counting the one below and the one above the reference's range."""
+_CHUNK = 16_384
+"""Rows turned to columns at once: small enough for a cache, large enough that calls cost nothing."""
 
 
 def pack_array(array: NDArray[Any]) -> dict[str, Any]:
@@ -42,11 +45,13 @@ class Bins:
     edges : per column the increasing cell borders; a value's cell is how many borders are <= it. The first cell is
         below the reference's range and the last above it (categories: codes the reference's contract does not have)
     digest : what two sketches must share to be added
+    grids : the same borders, ready to find cells in constant time
     """
 
     columns: tuple[str, ...]
     edges: tuple[NDArray[np.float64], ...]
     digest: str
+    grids: tuple[CellGrid, ...]
 
     @classmethod
     def learn(
@@ -71,12 +76,41 @@ class Bins:
         content = hashlib.sha256(repr(tuple(columns)).encode())
         for edge in edges:
             content.update(len(edge).to_bytes(4, "little") + edge.tobytes())
-        return cls(tuple(columns), edges, content.hexdigest())
+        return cls(tuple(columns), edges, content.hexdigest(), tuple(CellGrid.build(edge) for edge in edges))
 
     @property
     def width(self) -> int:
         """Cells of the widest column."""
         return max((len(edge) + 1 for edge in self.edges), default=1)
+
+    def locate(self, x: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
+        """The cell of every value of ``x`` ``(n_rows, n_columns)``, as ``(n_columns, n_rows)``.
+
+        A missing value has cell ``width`` and an infinite one ``width + 1``.
+
+        Raises
+        ------
+        DataError : another number of columns than the bins have
+        """
+        self._check(x)
+        found = np.empty((len(self.columns), len(x)), dtype=np.int16)
+        for start in range(0, len(x), _CHUNK):
+            columns = np.ascontiguousarray(x[start : start + _CHUNK].T)
+            for i, column in enumerate(columns):
+                found[i, start : start + _CHUNK] = self._cells(i, column)
+        return found
+
+    def _cells(self, i: int, column: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+        finite = np.isfinite(column)
+        if finite.all():
+            return self.grids[i].locate(column)
+        cells = np.where(np.isnan(column), self.width, self.width + 1)
+        cells[finite] = self.grids[i].locate(column[finite])
+        return cells
+
+    def _check(self, x: NDArray[np.floating[Any]]) -> None:
+        if x.ndim != 2 or x.shape[1] != len(self.columns):
+            raise DataError(f"Rows of shape {x.shape} do not fit bins of {len(self.columns)} columns.")
 
 
 def _quantile_edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -122,17 +156,25 @@ class Sketch:
         ------
         DataError : another number of columns than the bins have; columns are never cut off in silence
         """
-        if x.ndim != 2 or x.shape[1] != len(bins.columns):
-            raise DataError(f"Rows of shape {x.shape} do not fit bins of {len(bins.columns)} columns.")
-        sketch = cls.empty(bins)
-        for i, edges in enumerate(bins.edges):
-            column = x[:, i]
-            finite = column[np.isfinite(column)].astype(np.float64)
-            cells = np.searchsorted(edges, finite, side="right")
-            sketch.counts[i, : len(edges) + 1] = np.bincount(cells, minlength=len(edges) + 1)
-            sketch.missing[i] = np.count_nonzero(np.isnan(column))
-            sketch.infinite[i] = len(column) - finite.size - sketch.missing[i]
-        return cls(sketch.bins, len(x), sketch.counts, sketch.missing, sketch.infinite)
+        bins._check(x)
+        size, width = len(bins.columns), bins.width
+        counts = np.zeros((size, width + 2), dtype=np.int64)
+        for start in range(0, len(x), _CHUNK):
+            columns = np.ascontiguousarray(x[start : start + _CHUNK].T)
+            for i, column in enumerate(columns):
+                counts[i] += np.bincount(bins._cells(i, column), minlength=width + 2)
+        return cls._from_counts(bins, len(x), counts)
+
+    @classmethod
+    def of_cells(cls, bins: Bins, cells: NDArray[np.int16]) -> Sketch:
+        """Count cells ``(n_columns, n_rows)`` that :meth:`Bins.locate` found."""
+        counts = np.array([np.bincount(row, minlength=bins.width + 2) for row in cells], dtype=np.int64)
+        return cls._from_counts(bins, cells.shape[1], counts.reshape(len(bins.columns), bins.width + 2))
+
+    @classmethod
+    def _from_counts(cls, bins: Bins, rows: int, counts: NDArray[np.int64]) -> Sketch:
+        width = bins.width
+        return cls(bins.digest, rows, counts[:, :width].copy(), counts[:, width].copy(), counts[:, width + 1].copy())
 
     def __add__(self, other: Sketch) -> Sketch:
         if self.bins != other.bins:

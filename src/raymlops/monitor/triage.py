@@ -15,7 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from raymlops.monitor.attribution import LossParts, Mix
-    from raymlops.monitor.monitor import DriftReport
+    from raymlops.monitor.report import DriftReport
     from raymlops.serving.analysis import VariantStats
 
 Kind = Literal["none", "covariate_shift", "prior_shift", "concept_shift", "traffic_mix", "broken_data", "serving_fault"]

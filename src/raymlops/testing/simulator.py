@@ -16,7 +16,7 @@ from raymlops.loop.controller import Action, Observation, Record, SubmitRetraini
 from raymlops.loop.ports import JobStatus
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
 from raymlops.monitor.forecast import Forecast
-from raymlops.monitor.monitor import DriftReport
+from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis
 from raymlops.retrain import RetrainPolicy
 from raymlops.serving.analysis import Comparison, VariantStats
