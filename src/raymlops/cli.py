@@ -186,9 +186,54 @@ def predict(
 
 
 @app.command()
+def batch(
+    name: Name,
+    input: Annotated[list[str], typer.Option(help="CSV or Parquet: a path, a glob, a folder, a URL; may be repeated.")],
+    output: Annotated[str, typer.Option(help="Folder or URL for the scored rows, as Parquet.")],
+    version: Annotated[int | None, typer.Option(help="Instead of the champion.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv or parquet, where the name does not tell.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Columns for the output, by commas, or 'all'; by default what the model does not take."),
+    ] = None,
+    on_bad: Annotated[
+        str, typer.Option(help="fail: stop at a row against the contract; keep: put it into _refused/ with the reason.")
+    ] = "fail",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    part_rows: Annotated[int, typer.Option(help="Rows that are scored and written together.")] = 262_144,
+    as_json: Json = False,
+) -> None:
+    """Score files with the champion, on Ray Data: same package and contract as a request, a drift report beside the rows."""
+    from dataclasses import asdict
+
+    from raymlops.report.terminal import RichProgress, batch_table
+
+    columns = None if keep is None else [word.strip() for word in keep.split(",") if word.strip()]
+    with RichProgress(err) as progress:
+        result = _endpoint(name).batch(
+            input,
+            output,
+            version=version,
+            format=format,
+            keep=columns,
+            on_bad=on_bad,
+            resume=resume,
+            part_rows=part_rows,
+            progress=progress,
+        )
+    typer.echo(json.dumps(asdict(result))) if as_json else out.print(batch_table(asdict(result)))
+
+
+@app.command()
 def promote(name: Name, reason: Reason = "by hand") -> None:
-    """Make the challenger the champion now."""
+    """Make the challenger the champion now, whatever its policy still waits for."""
     _tell(_endpoint(name).promote(reason))
+
+
+@app.command()
+def approve(name: Name, reason: Reason = "by hand") -> None:
+    """Release the one rollout step, promotion included, that approval="manual" holds."""
+    _tell(_endpoint(name).approve(reason))
 
 
 @app.command()
@@ -200,6 +245,12 @@ def abort(name: Name, reason: Reason = "by hand") -> None:
 @app.command()
 def rollback(name: Name, reason: Reason = "by hand") -> None:
     """Out of a rollout, abort it; otherwise serve the earlier champion again."""
+    _tell(_endpoint(name).rollback(reason))
+
+
+@app.command()
+def undo(name: Name, reason: Reason = "by hand") -> None:
+    """The same as rollback."""
     _tell(_endpoint(name).rollback(reason))
 
 

@@ -241,6 +241,13 @@ class RolloutError(RaymlopsError):
     http_status = 409
 
 
+class StaleLease(RaymlopsError):
+    """A write by somebody whose lease has passed to another holder; nothing was written."""
+
+    code = "stale_lease"
+    http_status = 409
+
+
 class StoreError(Retryable):
     """The durable store could not be read or written."""
 

@@ -412,13 +412,13 @@ def test_an_older_table_never_replaces_a_newer_one(run: Callable[..., None]) -> 
 
 def test_a_rollback_is_a_pointer_swap(run: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
-        await world.gateway.apply(TrafficSplit(number=2, champion=2))
-        await world.gateway.apply(TrafficSplit(number=3, champion=1))
+        await world.gateway.apply(TrafficSplit(number=2, champion=2, warm=(1,)))
+        await world.gateway.apply(TrafficSplit(number=3, champion=1, warm=(2,)))
         assert (await world.predict()).json()["version"] == 1
         assert world.packages.loads == [1, 2]
         assert world.gateway.status()["loaded"] == [1, 2]
-        await world.gateway.apply(TrafficSplit(number=4, champion=3))
-        assert world.gateway.status()["loaded"] == [1, 3]
+        await world.gateway.apply(TrafficSplit(number=4, champion=1))
+        assert world.gateway.status()["loaded"] == [1]
 
     run(scenario)
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raymlops.data.columns import TableRows
 from raymlops.data.raw import check_raw, learn_raw
 from raymlops.data.schema import Column, learn_contract
 from raymlops.data.sources import FrameSource
+from raymlops.data.tables import TableRows
 from raymlops.errors import ContractViolation
 from raymlops.registry.package import Reference, build_package
 from raymlops.search import candidates

@@ -1,4 +1,4 @@
-"""What README shows is what there is: blocks compile, names import, commands parse."""
+"""What README shows is what there is: blocks compile, names import, commands parse, policies have the options shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from raymlops.cli import app
+from raymlops.serving.policies import POLICIES, Canary
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 PAGES = sorted([Path(__file__).parents[2] / "README.md", *(Path(__file__).parents[2] / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [(page.name, kind, text) for page in PAGES for kind, text in BLOCK.findall(page.read_text())]
@@ -95,3 +97,23 @@ def test_commands_that_are_not_there_do_not_parse(command: str, complaint: str) 
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_rollout_examples_run() -> None:
+    section = README.split("## Rollout policies")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 1
+    names: dict[str, Any] = {}
+    exec(blocks[0], names)
+    made = {type(value) for value in names.values() if isinstance(value, POLICIES)}
+    assert made == set(POLICIES)
+    assert names["careful"].approval == "manual"
+    assert names["provisional"] == Canary(confirm_labels=500)
+
+
+def test_the_table_of_policies_is_complete_and_its_options_exist() -> None:
+    section = README.split("## Rollout policies")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+\(.*?\))` \|", section, re.MULTILINE)
+    made = [eval(row, {policy.__name__: policy for policy in POLICIES}) for row in rows]
+    assert [type(policy) for policy in made] == list(POLICIES)
+    assert made == [policy() for policy in POLICIES]  # what the table shows are the defaults

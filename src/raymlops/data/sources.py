@@ -126,17 +126,7 @@ class FileSource:
         ------
         DataError : a path or glob that matches nothing, or a mixture of formats or of local and remote files
         """
-        files: list[str] = []
-        for path in self.paths:
-            files += _expand(path)
-        formats = {self.format or _format_of(name) for name in files}
-        local = {"://" not in name for name in files}
-        if len(formats) > 1 or len(local) > 1:
-            raise DataError(
-                f"FileSource mixes formats, or local and remote files: "
-                f"{', '.join(files[:10])}. Use one source for each."
-            )
-        return tuple(files), formats.pop(), local.pop()
+        return expand_files(self.paths, self.format)
 
     def describe(self) -> str:
         return ", ".join(self.paths)
@@ -166,6 +156,26 @@ class SparkSource:
     def describe(self) -> str:
         name = getattr(self.prepare, "__qualname__", type(self.prepare).__name__)
         return f"Spark: {getattr(self.prepare, '__module__', '')}.{name}"
+
+
+def expand_files(paths: Iterable[str], format: Format | None = None) -> tuple[tuple[str, ...], Format, bool]:
+    """The files that paths, globs, folders and URLs name now, sorted within each; their format; whether they are local.
+
+    Raises
+    ------
+    ConfigError : a name that does not tell its format
+    DataError : a path or glob that matches nothing, or a mixture of formats or of local and remote files
+    """
+    files: list[str] = []
+    for path in paths:
+        files += _expand(path)
+    formats = {format or _format_of(name) for name in files}
+    local = {"://" not in name for name in files}
+    if len(formats) > 1 or len(local) > 1:
+        raise DataError(
+            f"The source mixes formats, or local and remote files: {', '.join(files[:10])}. Use one source for each."
+        )
+    return tuple(files), formats.pop(), local.pop()
 
 
 def check_columns(columns: Iterable[str], source: Source) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from raymlops.data.parts import PART_ROWS
 from raymlops.errors import NotReady, RaymlopsError, UnknownEndpoint
 from raymlops.events import Event, EventLog
 from raymlops.settings import Settings
 from raymlops.store import Store
+
+if TYPE_CHECKING:
+    from raymlops.data.sources import Format
+    from raymlops.loop.ports import Progress
+    from raymlops.loop.ray_bulk import BatchResult
+    from raymlops.serving.bulk_run import OnBad
 
 
 class Endpoint:
@@ -47,6 +54,56 @@ class Endpoint:
         """Labels as ``{"request_id":, "row": 0, "label":}``; durable when this returns, idempotent."""
         return self._http("POST", "feedback", {"labels": list(labels)}, timeout_s)
 
+    def batch(
+        self,
+        input: str | Sequence[str],
+        output: str,
+        *,
+        version: int | None = None,
+        format: Format | None = None,
+        keep: Sequence[str] | None = None,
+        on_bad: OnBad = "fail",
+        resume: bool = False,
+        part_rows: int = PART_ROWS,
+        progress: Progress | None = None,
+    ) -> BatchResult:
+        """Score CSV or Parquet files with the champion's package, on Ray Data; the endpoint need not be serving.
+
+        Parameters
+        ----------
+        input : a path, a glob, a folder or an fsspec URL, or several, which every node can reach
+        output : a folder or URL for ``part-*.parquet``; empty, unless a run is resumed
+        version : instead of the champion; a resumed run keeps its own
+        keep : columns that go to the output beside the prediction, ``["all"]`` for every one; by default those that the
+            model does not take, such as ids
+        on_bad : ``"fail"`` stops at the first row that a request would be refused for, ``"keep"`` puts such rows into
+            ``_refused/`` with the reason
+        resume : go on with the run in ``output``; parts that are done are not scored again
+        part_rows : rows that are scored, written and, after a crash, repeated together
+
+        Raises
+        ------
+        ConfigError : the output holds another run or cannot be written, a column to keep is not there
+        DataError : nothing to read, or files that cannot be read
+        ContractViolation : a column is missing, or with ``on_bad="fail"`` a row breaks the contract
+        UnknownVersion : there is no such version
+        """
+        from raymlops.loop.ray_bulk import batch
+
+        return batch(
+            self.name,
+            input=input,
+            output=output,
+            settings=self.settings,
+            version=version,
+            format=format,
+            keep=keep,
+            on_bad=on_bad,
+            resume=resume,
+            part_rows=part_rows,
+            progress=progress,
+        )
+
     def status(self) -> dict[str, Any]:
         """What the gateway says of itself, and the loop's state as last saved."""
         loop = self._store.get("loop", self.name)
@@ -74,9 +131,15 @@ class Endpoint:
         """Take the challenger out of the traffic."""
         return self._command("abort", reason)
 
+    def approve(self, reason: str = "by hand") -> dict[str, Any]:
+        """Release the one step, promotion included, that ``approval="manual"`` holds."""
+        return self._command("approve", reason)
+
     def rollback(self, reason: str = "by hand") -> dict[str, Any]:
-        """Serve the champion before this one again."""
+        """Out of a rollout, abort it; otherwise serve the champion before this one again."""
         return self._command("rollback", reason)
+
+    undo = rollback
 
     def pause(self) -> dict[str, Any]:
         """Hold the rollout at its present weight."""

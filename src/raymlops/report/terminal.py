@@ -125,6 +125,25 @@ def status_table(status: dict[str, Any]) -> Table:
     return table
 
 
+def batch_table(result: dict[str, Any]) -> Table:
+    """The end of a bulk scoring run for a person."""
+    table = Table(title=f"{result['endpoint']} version {result['version']} → {result['output']}", show_header=False)
+    drift = result["drift"]
+    moved = "too few rows to judge" if drift is None else drift["note"] or "nothing moved"
+    rows = {
+        "rows": f"{result['rows']:,}",
+        "scored": f"{result['scored']:,}",
+        "refused": f"{result['refused']:,}" + (" (see _refused/)" if result["refused"] else ""),
+        "parts": f"{result['parts']:,}"
+        + (f", of which {result['resumed']:,} were done before" * bool(result["resumed"])),
+        "rows a second": f"{result['rows_per_s']:,.0f} ({result['runtime']})",
+        "against the reference": moved,
+    }
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
 def demo_table(result: dict[str, Any]) -> Group:
     """The end of a demo: what was served, what was retrained, and whether it paid."""
     facts = Table(title=f"{result['data']}: the loop against its first model", show_header=False)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymlops.data.columns import TableRows
+from raymlops.data.tables import TableRows
 from raymlops.errors import ContractViolation, MalformedRequest, RaymlopsError, TooLarge, UnsupportedMedia
 from raymlops.serving.checks import check_count
 from raymlops.serving.protocol import PredictRequest

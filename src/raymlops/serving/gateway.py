@@ -313,7 +313,10 @@ class Gateway:
         count = len(request.rows)
         rows = request.rows if answer.sent is None else ()
         recorder.served(Served((given,), (count,), rows, answer, version, variant, self._clock.now(), took_ms))
-        return given if isinstance(given, str) else recorder.text(given), version, variant, answer
+        own = given if isinstance(given, str) else recorder.text(given)
+        if challenger is not None:
+            variants.copied(challenger, request.rows, own, answer)
+        return own, version, variant, answer
 
     # --- labels -------------------------------------------------------------------------------------
 

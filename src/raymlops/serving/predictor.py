@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.data.columns import TableRows, encode_table
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.raw import check_raw
 from raymlops.data.schema import Column, DataContract, Sent
+from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
 from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
@@ -105,7 +105,7 @@ class Predictor:
     def _encode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Sent | None]:
         table = rows.table if isinstance(rows, TableRows) else None
         if self.features is None:
-            return self.contract.encode_sent(rows) if table is None else (encode_table(self.contract, table), None)
+            return self.contract.encode_sent(rows) if table is None else (encode_table_rows(self.contract, table), None)
         import pandas as pd
 
         if self.raw is not None:

@@ -39,6 +39,7 @@ from raymlops.serving.listener import DRAIN_S, Listener, bind, make_server
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
 from raymlops.serving.recorder import without_rows
+from raymlops.serving.retry import retried
 from raymlops.serving.routes import error_words
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
@@ -100,19 +101,27 @@ class RayChallengers:
         self._handles: dict[int, Any] = {}
 
     async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
-        """One handle call for the whole batch; errors of the version come back as they were raised."""
+        """One handle call for the whole batch; errors of the version come back as they were raised. When the replica
+        dies under it, another replica of the same version is asked while time is left."""
+        body = await retried(lambda: self._ask(version, rows), _died, timeout_s)
+        if isinstance(body, RaymlopsError):
+            raise body
+        return as_answer(body)
+
+    async def _ask(self, version: int, rows: Sequence[Row]) -> Any:
         handle: Any = self._handles.get(version)
         if handle is None:
             handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
             self._handles = {version: handle}
         try:
-            body = await handle.predict.remote(rows)
+            return await handle.predict.remote(rows)
         except Exception:
             self._handles.pop(version, None)  # a handle may outlive its app; the next call looks it up again
             raise
-        if isinstance(body, RaymlopsError):
-            raise body
-        return as_answer(body)
+
+
+def _died(error: Exception) -> bool:
+    return isinstance(error, ray.exceptions.RayActorError)
 
 
 class StewardSink:

@@ -22,8 +22,9 @@ import numpy as np
 from raymlops.blocks import Block, parse_request_id, request_id
 from raymlops.data.served import PREFIX
 from raymlops.serving.analysis import StatsRecorder, VariantStats
+from raymlops.serving.batching import Answer
 from raymlops.serving.logfile import Served, packed, to_parquet
-from raymlops.store import LabelOutcome, LabelRow, PredictionRow
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class PredictionStore(Protocol):
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None: ...
 
     def add_block(self, endpoint: str, block: Block) -> None: ...
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None: ...
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]: ...
 
@@ -61,6 +64,7 @@ class _Part:
 
     served: list[Served]
     rows: int
+    shadows: list[ShadowRow] = field(default_factory=list)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -90,6 +94,8 @@ class Recorder:
         self._max_rows = max_rows
         self._next = self._stored_below = 0
         self._served: list[Served] = []
+        self._shadows: list[ShadowRow] = []
+        self._pairs: dict[int, VariantStats] = {}
         self._rows = self._waiting_rows = 0
         self._parts: list[_Part] = []
         self._ids: set[str] = set()
@@ -133,6 +139,25 @@ class Recorder:
     def answered(self, version: int, requests: int, latency_ms: float) -> None:
         """Count requests that were answered together."""
         self._stats[version].answered(requests, latency_ms)
+
+    def shadowed(self, request_id: str, version: int, copy: Answer, served: Answer) -> None:
+        """What another version said of an answered request, beside the answer; both finite."""
+        scores = np.asarray(copy.scores, dtype=np.float64)
+        apart = scores - served.scores
+        sums = VariantStats(
+            score_n=len(scores),
+            score_sum=float(scores.sum()),
+            score_sumsq=float((scores * scores).sum()),
+            pair_n=len(apart),
+            pair_sum=float(apart.sum()),
+            pair_sumsq=float((apart * apart).sum()),
+        )
+        self._pairs[version] = self._pairs.get(version, VariantStats()) + sums
+        if len(self._shadows) + len(scores) <= self._max_rows:
+            self._shadows += [
+                ShadowRow(request_id=request_id, row_index=index, version=version, score=score)
+                for index, score in enumerate(scores.tolist())
+            ]
 
     def holds(self, request_ids: Iterable[str]) -> bool:
         """Whether rows of any of these requests are not in the store yet."""
@@ -178,13 +203,17 @@ class Recorder:
             self._full.clear()
             fresh, self._served = self._served, []
             rows, self._rows, upto = self._rows, 0, self._next
+            copies, self._shadows = self._shadows, []
+            pairs, self._pairs = self._pairs, {}
             taken, self._stats = self._stats, defaultdict(StatsRecorder)
             stats = {version: recorder.stats() for version, recorder in taken.items()}
+            for version, sums in pairs.items():
+                stats[version] = stats.get(version, VariantStats()) + sums
             for version, figures in stats.items():
                 self._totals[version] = self._totals[version] + figures
             loop = asyncio.get_running_loop()
-            if fresh:
-                self._parts.append(_Part(fresh, rows))
+            if fresh or copies:
+                self._parts.append(_Part(fresh, rows, copies))
             if fresh or stats or self._unsent:
                 await loop.run_in_executor(self._executor, self._tell, fresh, stats)
             while self._parts:
@@ -196,6 +225,10 @@ class Recorder:
             self._stored_below = upto
 
     def _write_now(self, part: _Part) -> None:
+        if part.shadows:
+            self._store.add_shadows(self.endpoint, part.shadows)
+        if not part.served:
+            return
         block, single = packed(self.series, part.served)
         if single:
             self._store.add_predictions(self.endpoint, single)

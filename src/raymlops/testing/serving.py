@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.blocks import Block
-from raymlops.data.columns import TableRows, encode_table
 from raymlops.data.schema import Column, DataContract, Sent
+from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
-from raymlops.store import LabelOutcome, LabelRow, PredictionRow
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 
 def small_contract() -> DataContract:
@@ -58,7 +58,7 @@ class FakeModel:
 
     def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], Sent | None]:
         if isinstance(rows, TableRows):
-            x, sent = encode_table(self.contract, rows.table), None
+            x, sent = encode_table_rows(self.contract, rows.table), None
         else:
             x, sent = self.contract.encode_sent(rows)
         self.batches.append(len(rows))
@@ -123,6 +123,9 @@ class Nowhere:
         return None
 
     def add_block(self, endpoint: str, block: Block) -> None:
+        return None
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None:
         return None
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
