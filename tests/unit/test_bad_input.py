@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from raymlops.serving.gateway import Gateway
+from raymlops.serving.lane import Lane
+from raymlops.serving.listener import bind, make_server
 from raymlops.serving.spec import Serving
 from raymlops.testing.serving import fake_gateway
 
@@ -300,6 +302,37 @@ def test_other_formats_refuse_as_strictly(path: str) -> None:
         assert not LEAKS.search(answer.content)
         if answer.status_code != 200:
             assert set(answer.json()) == ({"error"} if path.startswith("/v2") else {"error_code", "message"})
+
+
+def test_the_short_way_of_the_gateways_own_listener_refuses_as_strictly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each body of the table over a socket, with nothing in its headers that would send it the usual way."""
+    taken: list[object] = []
+    submit = Lane.submit
+    monkeypatch.setattr(Lane, "submit", lambda lane, call: (taken.append(call), submit(lane, call)))
+
+    async def main() -> dict[str, tuple[int, str]]:
+        gateway = await fake_gateway(limits=Serving(max_body_bytes=LIMIT))
+        server, socket = make_server(gateway, "/churn/predict"), bind("127.0.0.1", 0)
+        serving = asyncio.ensure_future(server._serve([socket]))
+        while not server.started:
+            await asyncio.sleep(0.005)
+        found = {}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{socket.getsockname()[1]}", timeout=20) as client:
+            for name, (body, _, _) in JSON.items():
+                if len(body) <= LIMIT:  # a larger one may be cut off by a reset before its answer is read
+                    answer = await client.post("/churn/predict", content=body)
+                    assert answer.headers["x-request-id"]
+                    assert not LEAKS.search(answer.content)
+                    found[name] = answer.status_code, answer.headers.get("x-raymlops-error", "")
+        assert gateway.status()["errors"] == 0
+        server.should_exit = True
+        await serving
+        await gateway.close()
+        return found
+
+    found = asyncio.run(main())
+    assert found == {name: (status, code) for name, (body, status, code) in JSON.items() if len(body) <= LIMIT}
+    assert len(taken) > 50
 
 
 def test_hostile_bodies_do_not_grow_the_process_beyond_twice_the_limit() -> None:

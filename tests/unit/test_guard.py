@@ -253,6 +253,18 @@ def test_a_head_just_below_the_limit_is_taken() -> None:
     run(scenario)
 
 
+def test_what_came_before_a_head_in_the_same_read_is_not_counted_to_it() -> None:
+    async def scenario(port: int, *_: Any) -> None:
+        many = json.dumps({"rows": [ROW] * 1000}).encode()
+        first = b"POST /churn/predict HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(many), many)
+        assert len(many) > 2 * MAX_HEAD
+        second = GOOD.replace(b"host: h", b"connection: close")
+        answers = await say(port, first + second[:40], second[40:], pause=0.05)
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+    run(scenario, limits=Serving(deadline_s=5.0))
+
+
 @pytest.mark.parametrize("part", [1, 7])
 def test_a_request_in_small_parts_is_one_request(part: int) -> None:
     async def scenario(port: int, *_: Any) -> None:
