@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Canary": "raymlops.serving.rollout",
+    "ABTest": "raymlops.serving.policies",
+    "Bandit": "raymlops.serving.policies",
+    "BlueGreen": "raymlops.serving.policies",
+    "Canary": "raymlops.serving.policies",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -24,11 +27,15 @@ _PUBLIC = {
     "Search": "raymlops.search.selection",
     "Serving": "raymlops.serving.spec",
     "Settings": "raymlops.settings",
+    "Shadow": "raymlops.serving.policies",
     "SparkSource": "raymlops.data.sources",
     "candidates": "raymlops.search.candidates",
 }
 
 __all__ = [
+    "ABTest",
+    "Bandit",
+    "BlueGreen",
     "Canary",
     "DataContract",
     "Endpoint",
@@ -42,6 +49,7 @@ __all__ = [
     "Search",
     "Serving",
     "Settings",
+    "Shadow",
     "SparkSource",
     "candidates",
 ]
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
     from raymlops.retrain import RetrainPolicy
     from raymlops.search import candidates
     from raymlops.search.selection import Search
-    from raymlops.serving.rollout import Canary
+    from raymlops.serving.policies import ABTest, Bandit, BlueGreen, Canary, Shadow
     from raymlops.serving.spec import Serving
     from raymlops.settings import Settings
 

@@ -226,8 +226,14 @@ def batch(
 
 @app.command()
 def promote(name: Name, reason: Reason = "by hand") -> None:
-    """Make the challenger the champion now."""
+    """Make the challenger the champion now, whatever its policy still waits for."""
     _tell(_endpoint(name).promote(reason))
+
+
+@app.command()
+def approve(name: Name, reason: Reason = "by hand") -> None:
+    """Release the one rollout step, promotion included, that approval="manual" holds."""
+    _tell(_endpoint(name).approve(reason))
 
 
 @app.command()
@@ -239,6 +245,12 @@ def abort(name: Name, reason: Reason = "by hand") -> None:
 @app.command()
 def rollback(name: Name, reason: Reason = "by hand") -> None:
     """Out of a rollout, abort it; otherwise serve the earlier champion again."""
+    _tell(_endpoint(name).rollback(reason))
+
+
+@app.command()
+def undo(name: Name, reason: Reason = "by hand") -> None:
+    """The same as rollback."""
     _tell(_endpoint(name).rollback(reason))
 
 

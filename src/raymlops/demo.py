@@ -31,8 +31,8 @@ from raymlops.pipeline import Pipeline
 from raymlops.registry.package import download
 from raymlops.retrain import RetrainPolicy
 from raymlops.search.selection import Objective, Search
+from raymlops.serving.policies import Canary
 from raymlops.serving.predictor import Predictor
-from raymlops.serving.rollout import Canary
 from raymlops.settings import Settings
 from raymlops.store import Store
 

@@ -73,6 +73,12 @@ class ContractViolation(DataError, ValueError):
     http_status = 422
 
 
+class OutOfRange(ContractViolation):
+    """Rows that break the data contract only by numbers that are too large."""
+
+    code = "out_of_range"
+
+
 class AssessmentFailed(DataError):
     """The data is not fit to train on; ``details["checks"]`` holds every check with its number and limit."""
 
@@ -140,6 +146,13 @@ class TooLarge(RequestError):
 
     code = "too_large"
     http_status = 413
+
+
+class RequestTimeout(RequestError):
+    """The request was not complete in time."""
+
+    code = "request_timeout"
+    http_status = 408
 
 
 class UnknownRequest(RequestError):
@@ -228,6 +241,13 @@ class RolloutError(RaymlopsError):
     http_status = 409
 
 
+class StaleLease(RaymlopsError):
+    """A write by somebody whose lease has passed to another holder; nothing was written."""
+
+    code = "stale_lease"
+    http_status = 409
+
+
 class StoreError(Retryable):
     """The durable store could not be read or written."""
 
@@ -244,5 +264,5 @@ class HistoryTampered(RaymlopsError):
 def nearest(given: str, known: Iterable[str]) -> str:
     """A hint naming the nearest known word, or all of them: `` Did you mean 'x'?``."""
     options = sorted(known)
-    close = difflib.get_close_matches(given, options, n=1)
+    close = difflib.get_close_matches(given[:100], options, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(options) or 'none'}."

@@ -41,27 +41,31 @@ class EventLog:
 
     def append(self, endpoint: str, kind: str, body: Mapping[str, Any] | None = None) -> Event:
         """Add an event behind the last one and return it; it is durable when this returns."""
-        text = json.dumps(body or {}, sort_keys=True, separators=(",", ":"), default=str)
         with self._store.transaction() as connection:
-            if self._store.engine.dialect.name == "postgresql":
-                # One writer at a time: two appends must not read the same last row.
-                connection.execute(sa.text("LOCK TABLE events IN EXCLUSIVE MODE"))
-            last = connection.execute(
-                sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc()).limit(1)
-            ).first()
-            seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
-            at = self._store.clock.now()
-            digest = _digest(previous, seq, at, endpoint, kind, text)
-            row = {
-                "seq": seq,
-                "at": at,
-                "endpoint": endpoint,
-                "kind": kind,
-                "body": text,
-                "previous": previous,
-                "hash": digest,
-            }
-            connection.execute(sa.insert(events).values(row))
+            return self.append_in(connection, endpoint, kind, body)
+
+    def append_in(
+        self, connection: sa.Connection, endpoint: str, kind: str, body: Mapping[str, Any] | None = None
+    ) -> Event:
+        """:meth:`append` as a part of a transaction."""
+        text = json.dumps(body or {}, sort_keys=True, separators=(",", ":"), default=str)
+        if self._store.engine.dialect.name == "postgresql":
+            # One writer at a time: two appends must not read the same last row.
+            connection.execute(sa.text("LOCK TABLE events IN EXCLUSIVE MODE"))
+        last = connection.execute(sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc()).limit(1)).first()
+        seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
+        at = self._store.clock.now()
+        digest = _digest(previous, seq, at, endpoint, kind, text)
+        row = {
+            "seq": seq,
+            "at": at,
+            "endpoint": endpoint,
+            "kind": kind,
+            "body": text,
+            "previous": previous,
+            "hash": digest,
+        }
+        connection.execute(sa.insert(events).values(row))
         return Event(**{**row, "body": json.loads(text)})
 
     def read(self, endpoint: str | None = None, after_seq: int = 0, limit: int | None = None) -> list[Event]:

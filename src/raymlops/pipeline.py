@@ -16,7 +16,7 @@ from raymlops.gate import Gate
 from raymlops.monitor.monitor import Monitor
 from raymlops.retrain import RetrainPolicy
 from raymlops.search.selection import Search
-from raymlops.serving.rollout import Canary
+from raymlops.serving.policies import POLICIES, Canary, Policy
 from raymlops.serving.spec import Serving
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SPECS = {
     "search": (Search,),
     "gate": (Gate,),
     "serving": (Serving,),
-    "rollout": (Canary,),
+    "rollout": POLICIES,
     "monitor": (Monitor,),
     "retrain": (RetrainPolicy,),
 }
@@ -46,7 +46,8 @@ class Pipeline:
     name : the endpoint's name and route; lower-case letters, digits, ``-`` and ``_``
     source : where the rows come from, with ``label=`` and, for data that has an order, ``time=``
     features : pandas frame in, pandas frame out, one row per row; Spark runs it to train, the server to serve
-    search, gate, serving, rollout, monitor, retrain : one spec a stage, each with useful defaults
+    search, gate, serving, monitor, retrain : one spec a stage, each with useful defaults
+    rollout : how a version gets its traffic: `Canary`, `BlueGreen`, `Shadow`, `ABTest` or `Bandit`
 
     Raises
     ------
@@ -59,7 +60,7 @@ class Pipeline:
     search: Search = field(default_factory=Search)
     gate: Gate = field(default_factory=Gate)
     serving: Serving = field(default_factory=Serving)
-    rollout: Canary = field(default_factory=Canary)
+    rollout: Policy = field(default_factory=Canary)
     monitor: Monitor = field(default_factory=Monitor)
     retrain: RetrainPolicy = field(default_factory=RetrainPolicy)
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from raymlops.clock import Clock, SystemClock
-from raymlops.errors import RunInProgress, StoreError
+from raymlops.errors import RunInProgress, StaleLease, StoreError
 
 metadata = sa.MetaData()
 
@@ -51,6 +51,16 @@ predictions = sa.Table(
     sa.Column("variant", sa.String(16), nullable=False),
     sa.Column("score", sa.Float),
     sa.Column("served_at", sa.Float, nullable=False),
+)
+
+shadows = sa.Table(
+    "shadows",
+    metadata,
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("row_index", sa.Integer, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("score", sa.Float, nullable=False),
 )
 
 labels = sa.Table(
@@ -113,6 +123,16 @@ class PredictionRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowRow:
+    """What another version said of a served row; finite."""
+
+    request_id: str
+    row_index: int
+    version: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A prediction joined with its label; ``seq`` orders outcomes by the arrival of the label."""
 
@@ -170,15 +190,24 @@ class Store:
 
     # --- documents ----------------------------------------------------------------------------------
 
-    def put(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
-        """Write one JSON document, replacing the one under the same key."""
+    def put(self, kind: str, name: str, body: Mapping[str, Any], *, lease: Lease | None = None) -> None:
+        """Write one JSON document, replacing the one under the same key.
+
+        Raises
+        ------
+        StaleLease : ``lease`` has passed to another holder; nothing was written
+        """
+        with self.transaction() if lease is None else self.fenced(lease) as connection:
+            self.put_in(connection, kind, name, body)
+
+    def put_in(self, connection: sa.Connection, kind: str, name: str, body: Mapping[str, Any]) -> None:
+        """:meth:`put` as a part of a transaction."""
         row = {"kind": kind, "name": name, "body": json.dumps(body), "updated_at": self.clock.now()}
-        with self.transaction() as connection:
-            changed = connection.execute(
-                sa.update(documents).where(documents.c.kind == kind, documents.c.name == name).values(row)
-            )
-            if changed.rowcount == 0:
-                connection.execute(sa.insert(documents).values(row))
+        changed = connection.execute(
+            sa.update(documents).where(documents.c.kind == kind, documents.c.name == name).values(row)
+        )
+        if changed.rowcount == 0:
+            connection.execute(sa.insert(documents).values(row))
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """The document under a key, or ``None``."""
@@ -211,19 +240,50 @@ class Store:
                     f"lease runs out by itself in {row.expires_at - now:.0f} s.",
                     {"holder": row.holder},
                 )
-            lease = Lease(
-                name=name,
-                token=1 if row is None else row.token + 1,
-                holder=f"{holder} ({uuid.uuid4().hex[:8]})",
-                since=now,
-                expires_at=now + ttl_s,
-            )
-            values = {"token": lease.token, "holder": lease.holder, "since": now, "expires_at": lease.expires_at}
-            if row is None:
-                connection.execute(sa.insert(leases).values(name=name, **values))
-            else:
-                connection.execute(sa.update(leases).where(leases.c.name == name).values(values))
+            return self._grant(connection, name, 0 if row is None else row.token, holder, ttl_s)
+
+    def take_over(self, name: str, holder: str, ttl_s: float) -> Lease:
+        """Take the lease ``name`` whoever holds it. The holder before is fenced off: its token is older from now on."""
+        with self.transaction() as connection:
+            query = sa.select(leases.c.token).where(leases.c.name == name).with_for_update()
+            return self._grant(connection, name, connection.execute(query).scalar_one_or_none() or 0, holder, ttl_s)
+
+    def _grant(self, connection: sa.Connection, name: str, last: int, holder: str, ttl_s: float) -> Lease:
+        now = self.clock.now()
+        lease = Lease(
+            name=name,
+            token=last + 1,
+            holder=f"{holder} ({uuid.uuid4().hex[:8]})",
+            since=now,
+            expires_at=now + ttl_s,
+        )
+        values = {"token": lease.token, "holder": lease.holder, "since": now, "expires_at": lease.expires_at}
+        if last == 0:
+            connection.execute(sa.insert(leases).values(name=name, **values))
+        else:
+            connection.execute(sa.update(leases).where(leases.c.name == name).values(values))
         return lease
+
+    @contextmanager
+    def fenced(self, lease: Lease) -> Iterator[sa.Connection]:
+        """One write transaction that only the present holder of the lease may make. A token does not run out: a holder
+        that was slow may go on while nobody else has taken the lease.
+
+        Raises
+        ------
+        StaleLease : somebody else has taken the lease since; nothing was written
+        """
+        with self.transaction() as connection:
+            query = sa.select(leases.c.token, leases.c.holder).where(leases.c.name == lease.name).with_for_update()
+            row = connection.execute(query).one_or_none()
+            if row is None or row.token != lease.token:
+                by = "nobody" if row is None else f"{row.holder} with token {row.token}"
+                raise StaleLease(
+                    f"{lease.name} is held by {by}, not by {lease.holder} with token {lease.token} any more: nothing was "
+                    "written. Ask the present holder.",
+                    {"token": lease.token, "present": None if row is None else row.token},
+                )
+            yield connection
 
     def renew(self, lease: Lease, ttl_s: float) -> bool:
         """Keep a lease for another ``ttl_s`` seconds; ``False`` when somebody else has taken it since."""
@@ -258,6 +318,33 @@ class Store:
         ]
         with self.transaction() as connection:
             connection.execute(self._insert_new(predictions), values)
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None:
+        """Remember what another version said of served rows. Rows already there are left as they are."""
+        if not rows:
+            return
+        values = [
+            {
+                "endpoint": endpoint,
+                "request_id": row.request_id,
+                "row_index": row.row_index,
+                "version": row.version,
+                "score": row.score,
+            }
+            for row in rows
+        ]
+        with self.transaction() as connection:
+            connection.execute(self._insert_new(shadows), values)
+
+    def shadow_scores(self, endpoint: str, version: int, request_ids: Iterable[str]) -> dict[tuple[str, int], float]:
+        """What a version said of rows it saw as copies, by request and row."""
+        with self.transaction() as connection:
+            return _rows_by_key(connection, shadows.c.score, endpoint, request_ids, shadows.c.version == version)
+
+    def drop_shadows(self, endpoint: str) -> None:
+        """Forget all copies of an endpoint; their comparison has ended."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(shadows).where(shadows.c.endpoint == endpoint))
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
         """Store labels in one transaction; they are durable when this returns.
@@ -352,12 +439,12 @@ def mask(url: str) -> str:
 
 
 def _rows_by_key(
-    connection: sa.Connection, column: sa.Column[Any], endpoint: str, request_ids: Iterable[str]
+    connection: sa.Connection, column: sa.Column[Any], endpoint: str, request_ids: Iterable[str], *also: Any
 ) -> dict[tuple[str, int], Any]:
-    table, found, asked = column.table, {}, sorted(request_ids)
+    table, found, asked = column.table, {}, sorted(set(request_ids))
     for start in range(0, len(asked), 500):  # SQLite takes a bounded number of parameters
         query = sa.select(table.c.request_id, table.c.row_index, column).where(
-            table.c.endpoint == endpoint, table.c.request_id.in_(asked[start : start + 500])
+            table.c.endpoint == endpoint, table.c.request_id.in_(asked[start : start + 500]), *also
         )
         found.update({(row[0], row[1]): row[2] for row in connection.execute(query)})
     return found

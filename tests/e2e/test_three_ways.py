@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -109,6 +110,8 @@ def test_as_a_command_in_the_foreground(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         env=environ,
         cwd=ROOT,
+        # A shell's background jobs, and their children, ignore SIGINT: this is a command in the foreground.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         url = f"http://127.0.0.1:{environ['RAYMLOPS_HTTP_PORT']}/electricity/predict"
@@ -123,8 +126,11 @@ def test_as_a_command_in_the_foreground(tmp_path: Path) -> None:
         assert answer.json()["version"] == 1
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
-        log.close()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            log.close()
 
 
 def test_as_a_ray_job(cluster: Cluster, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ COLUMNS = st.sampled_from(
         (pa.float64(), NUMBERS),
         (pa.float32(), st.floats(width=32)),
         (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+        (pa.int64(), st.integers(2**53 - 2, 2**53 + 2)),
         (pa.int8(), st.integers(-128, 127)),
         (pa.uint64(), st.integers(0, 2**64 - 1)),
         (pa.bool_(), st.booleans()),
@@ -102,7 +103,7 @@ def test_columns_and_rows_are_judged_alike(data: st.DataObject) -> None:
 # A cell of a CSV file beside the value a client would send for it; text that is no value is sent as text.
 NUMERALS = st.one_of(
     st.floats(allow_nan=False).map(lambda value: (repr(value), value)),
-    st.integers(-(10**20), 10**20).map(lambda value: (str(value), float(value) if abs(value) >= 10**18 else value)),
+    st.integers(-(10**20), 10**20).map(lambda value: (str(value), float(value) if abs(value) >= 2**53 else value)),
     st.sampled_from([("+2.5", 2.5), (" 3 ", 3), (".5", 0.5), ("5.", 5.0), ("nan", math.nan), ("-Infinity", -math.inf)]),
 )
 BOOLEANS = st.sampled_from([("true", True), ("False", False), (" TRUE", True)])

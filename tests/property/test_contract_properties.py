@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raymlops.data.schema import DataContract, learn_contract
@@ -40,6 +40,7 @@ def test_rows_and_frame_encode_alike(rows: list[dict[str, object]]) -> None:
 
 
 @given(ROWS)
+@example([{"number": None, "whole": 0, "flag": False, "word": word} for word in ("", "", "\x00")])
 @settings(max_examples=60, deadline=None)
 def test_a_decoded_row_encodes_to_the_same_again(rows: list[dict[str, object]]) -> None:
     frame = framed(rows)

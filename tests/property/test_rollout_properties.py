@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlops.errors import ConfigError
-from raymlops.serving.analysis import Comparison, StatsRecorder, VariantStats, rate_interval
-from raymlops.serving.rollout import Advance, Canary, Promote, Rollback, Rollout, decide
+from raymlops.serving.analysis import Comparison, StatsRecorder, VariantStats
+from raymlops.serving.policies import Canary
+from raymlops.serving.rollout import Advance, Promote, Rollback, Rollout, decide
+from raymlops.serving.sequences import rate_interval
 
 rising = st.lists(st.floats(0.001, 0.999), min_size=0, max_size=5, unique=True).map(lambda w: (*sorted(w), 1.0))
 counts = st.integers(0, 5000)

@@ -14,7 +14,8 @@ from raymlops.store import Store
 from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
 
 weights = st.floats(0.0, 1.0)
-keys = st.text(min_size=1, max_size=40)
+# A request with a NUL in it, or with half a surrogate pair, is refused.
+keys = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=40)
 uniform = st.floats(0.0, 1.0, exclude_max=True)
 
 
@@ -44,7 +45,7 @@ def test_a_key_never_goes_back_while_the_weight_rises(key: str, steps: list[floa
 
 
 @given(st.floats(0.0, 1.0))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_the_share_of_keys_is_the_weight(weight: float) -> None:
     split = TrafficSplit(number=1, champion=1, challenger=2, weight=weight)
     share = sum(split.pick(draw(f"user-{i}", "churn/2")) == 2 for i in range(4000)) / 4000

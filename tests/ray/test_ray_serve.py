@@ -164,10 +164,10 @@ def test_unknown_endpoints_are_404_in_json(world: World) -> None:
     for path in ("/nobody/predict", "/v2/models/nobody/infer", "/v2/models/served.v2/infer", "/"):
         answer = world.http.post(f"{root}{path}", json={})
         assert answer.status_code == 404
-        assert answer.json()["error"]["code"] == "unknown_endpoint"
-    assert (
-        world.http.get(f"{root}/v2/models/nobody").json()["error"]["message"] == "There is no endpoint 'nobody' here."
-    )
+        assert answer.headers["x-raymlops-error"] == "unknown_endpoint"
+        assert answer.headers["x-request-id"]
+    assert world.http.get(f"{root}/v2/models/nobody").json() == {"error": "There is no endpoint 'nobody' here."}
+    assert world.http.get(f"{root}/nobody").json()["error"]["code"] == "unknown_endpoint"
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,10 @@ class Broken:
 
     name = "broken"
     tasks = ("binary",)
-    start: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, always: bool) -> None:
         self.always = always
+        self.start: dict[str, Any] = {}
 
     def space(self, trial: Any) -> dict[str, Any]:
         return {"odd": trial.suggest_int("odd", 0, 1)}

@@ -13,8 +13,8 @@ from raymlops.serving.analysis import (
     StatsRecorder,
     VariantStats,
     loss_radius,
-    rate_interval,
 )
+from raymlops.serving.sequences import asymptotic_radius, paired_radius, rate_interval
 
 
 def stats(requests: int, errors: int = 0, nonfinite: int = 0, latency_ms: float = 1.0) -> VariantStats:
@@ -145,3 +145,61 @@ def test_no_good_challenger_of_two_hundred_is_ever_failed() -> None:
             champion += stats(270, sum(rng.random() < 0.01 for _ in range(270)))
             challenger += stats(30, sum(rng.random() < 0.01 for _ in range(30)))
             assert compare(champion, challenger) != "FAIL"
+
+
+def scored(mean: float, spread: float, n: int = 400) -> VariantStats:
+    """Scores at ``mean`` plus and minus ``spread``, on clean requests."""
+    values = [mean + spread * (1 if index % 2 else -1) for index in range(n)]
+    return stats(n) + VariantStats(
+        score_n=n, score_sum=math.fsum(values), score_sumsq=math.fsum(value * value for value in values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "outcome"),
+    [
+        (scored(0.3, 0.2), scored(0.35, 0.2), "PASS"),
+        (scored(0.05, 0.05), scored(0.3, 0.2), "PASS"),  # a retraining after the base rate moved
+        (scored(10.0, 2.0), scored(10_000.0, 2.0), "FAIL"),  # another unit
+        (scored(0.0, 2.0), scored(0.0, 2000.0), "FAIL"),
+        (scored(0.3, 0.2), scored(0.3, 0.0), "FAIL"),  # a constant
+        (scored(0.3, 0.0), scored(0.9, 0.0), "PASS"),  # one row asked again and again says nothing
+        (scored(0.3, 0.2, n=400), scored(0.3, 0.0, n=60), "PASS"),  # too few to say
+    ],
+)
+def test_scores_of_another_kind_fail(old: VariantStats, new: VariantStats, outcome: str) -> None:
+    assert compare(old, new, min_requests=55) == outcome
+
+
+def test_no_verdict_below_min_requests_but_for_what_is_plainly_broken() -> None:
+    assert compare(stats(900), stats(99, latency_ms=3000.0)) == "INCONCLUSIVE"
+    assert compare(stats(900), stats(100, latency_ms=3000.0)) == "FAIL"
+    assert compare(stats(900), stats(5, 5)) == "FAIL"
+
+
+def test_pairs_are_covered_at_every_look() -> None:
+    """Differences around 0.05: the share of runs whose interval ever misses it stays below alpha."""
+    rng, missed = random.Random(4), 0
+    for _ in range(200):
+        seen = VariantStats()
+        for _ in range(30):
+            seen = seen.with_gaps([0.05 + rng.uniform(-0.3, 0.3) for _ in range(20)])
+            if abs(seen.gap_sum / seen.gap_n - 0.05) > paired_radius(seen.gap_n, seen.gap_sumsq, 0.05):
+                missed += 1
+                break
+    assert missed <= 20
+
+
+def test_asymptotic_means_are_covered_at_every_look_from_the_hundredth() -> None:
+    rng, missed = random.Random(5), 0
+    for _ in range(300):
+        total = squares = 0.0
+        for n in range(1, 1001):
+            value = rng.expovariate(1.0)
+            total, squares = total + value, squares + value * value
+            if n >= 100 and n % 10 == 0:
+                mean = total / n
+                if abs(mean - 1.0) > asymptotic_radius(n, squares / n - mean * mean, 0.05):
+                    missed += 1
+                    break
+    assert missed <= 22  # 5 % of 300 and two standard deviations

@@ -20,7 +20,7 @@ from raymlops.loop.controller import (
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
 from raymlops.retrain import RetrainPolicy
 from raymlops.serving.analysis import Comparison, VariantStats
-from raymlops.serving.rollout import Canary
+from raymlops.serving.policies import Canary
 
 CANARY = Canary(weights=(0.1, 0.5, 1.0), hold_s=10, min_requests=60)
 POLICY = RetrainPolicy(cooldown=0)
@@ -81,8 +81,8 @@ def test_a_broken_challenger_is_rolled_back_at_once() -> None:
 
 
 def test_rollback_after_a_promotion_is_a_new_table_with_the_old_champion() -> None:
-    promoted, _ = controller.promote(rolling(), "by hand", now=20.0)
-    back, actions = controller.rollback(promoted, "by hand", now=21.0)
+    promoted, _ = controller.promote(rolling(), CANARY, "by hand", now=20.0)
+    back, actions = controller.rollback(promoted, CANARY, "by hand", now=21.0)
     assert (back.champion, back.previous) == (1, 2)
     assert not any(isinstance(action, DeployChallenger) for action in actions)
     assert promoted.split is not None
@@ -129,10 +129,10 @@ def test_a_refused_candidate_leaves_the_champion() -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: controller.promote(serving(), "", 0.0), "e is monitoring: there is no challenger to promote"),
+        (lambda: controller.promote(serving(), CANARY, "", 0.0), "e is monitoring: there is no challenger to promote"),
         (lambda: controller.abort(serving(), "", 0.0), "there is no rollout to abort"),
         (
-            lambda: controller.rollback(serving(), "", 0.0),
+            lambda: controller.rollback(serving(), CANARY, "", 0.0),
             "no earlier champion to roll back to: version 1 is its first",
         ),
         (lambda: controller.pause(serving(), True), "there is no rollout to pause"),

@@ -7,11 +7,8 @@ import pytest
 from raymlops.errors import ContractViolation, MalformedRequest, NotReady, StoreError, TooLarge, UnsupportedMedia
 from raymlops.serving.protocol import (
     check_media,
-    describe_model,
     error_body,
     error_status,
-    format_infer,
-    parse_infer,
     parse_labels,
     parse_rows,
     request_id_of,
@@ -37,8 +34,8 @@ def test_rows_key_and_request_id_are_read() -> None:
         (b"\xff\xfe{\x00", "The body is not JSON"),
         (b'{"rows": [{"a": "\xff"}]}', "The body is not JSON"),
         (b'{"rows": [{"a": "\\ud800"}]}', "The body is not JSON"),
-        (b"[" * 100_000, "The body is not JSON"),
-        (b'{"a": NaN' + b"[" * 100_000, "The body is not JSON"),
+        (b"[" * 60_000, "The body is not JSON"),
+        (b'{"a": NaN' + b"[" * 60_000, "The body is not JSON"),
         (b"[]", "The body is a list, not an object."),
         (b"null", "The body is null, not an object."),
         (b"7", "The body is a number, not an object."),
@@ -135,75 +132,6 @@ def test_other_media_are_refused(headers: dict[bytes, bytes], sentence: str) -> 
     with pytest.raises(UnsupportedMedia) as caught:
         check_media(headers)
     assert sentence in caught.value.message
-
-
-def tensor(name: str, shape: list[int], datatype: str, data: list[object]) -> dict[str, object]:
-    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
-
-
-def infer(*tensors: object, **fields: object) -> object:
-    body = {"inputs": list(tensors), **fields}
-    return parse_infer(json.dumps(body).encode(), ("a", "b"), 5)
-
-
-def test_one_tensor_a_column() -> None:
-    request = infer(
-        tensor("b", [2, 1], "BYTES", [["x"], ["y"]]),
-        tensor("a", [2], "FP32", [1.0, 2.0]),
-        id="i1",
-        parameters={"key": "k"},
-    )
-    assert request.rows == [{"b": "x", "a": 1.0}, {"b": "y", "a": 2.0}]
-    assert (request.request_id, request.key) == ("i1", "k")
-
-
-@pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]]])
-def test_one_tensor_for_all_columns(data: list[object]) -> None:
-    assert infer(tensor("input-0", [2, 2], "FP64", data)).rows == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
-
-
-@pytest.mark.parametrize(
-    ("tensors", "sentence"),
-    [
-        ([], '"inputs" must be a list of tensors'),
-        ([tensor("a", [2], "FP32", [1.0])], "shape [2] means 2 values, data holds 1."),
-        ([tensor("a", [1], "FLOAT", [1.0])], "datatype 'FLOAT' is not one of the protocol's."),
-        ([tensor("a", [-1], "FP32", [])], "shape must be a list of whole numbers"),
-        ([tensor("a", [1, 2, 1], "FP32", [1, 2])], "Input 'a' has shape [1, 2, 1]"),
-        ([tensor("a", [1], "FP32", [1]), tensor("a", [1], "FP32", [1])], "Input 'a' appears more than once."),
-        ([tensor("a", [1], "FP32", [1]), tensor("b", [2], "FP32", [1, 2])], "differ in their number of rows: [1, 2]."),
-        ([tensor("a", [1], "FP32", [[[1]]])], "nested deeper than rows of values."),
-        ([{"name": "a"}], "shape must be a list"),
-        ([3], "Input 0 is a number, not an object."),
-    ],
-)
-def test_bad_tensors_are_refused(tensors: list[object], sentence: str) -> None:
-    with pytest.raises(MalformedRequest) as caught:
-        infer(*tensors)
-    assert sentence in caught.value.message
-
-
-def test_too_many_rows_in_tensors() -> None:
-    with pytest.raises(TooLarge, match="holds 6 rows"):
-        infer(tensor("a", [6], "FP32", [1.0] * 6))
-
-
-def test_infer_answers_name_shapes_and_datatypes() -> None:
-    body = format_infer("churn", 3, "i1", ["no", "yes"], [[0.9, 0.1], [0.2, 0.8]])
-    assert body["model_version"] == "3"
-    assert body["outputs"] == [
-        {"name": "prediction", "shape": [2], "datatype": "BYTES", "data": ["no", "yes"]},
-        {"name": "probability", "shape": [2, 2], "datatype": "FP64", "data": [0.9, 0.1, 0.2, 0.8]},
-    ]
-    assert format_infer("m", 1, "i", [1.5], None)["outputs"][0]["datatype"] == "FP64"
-    assert format_infer("m", 1, "i", [True], None)["outputs"][0]["datatype"] == "BOOL"
-    assert format_infer("m", 1, "i", [4], None)["outputs"][0]["datatype"] == "INT64"
-
-
-def test_metadata_names_inputs_and_outputs() -> None:
-    body = describe_model("churn", [3], [("a", "number"), ("b", "category")], "binary")
-    assert [item["datatype"] for item in body["inputs"]] == ["FP64", "BYTES"]
-    assert [item["name"] for item in body["outputs"]] == ["prediction", "probability"]
 
 
 def test_errors_as_json() -> None:

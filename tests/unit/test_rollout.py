@@ -4,7 +4,8 @@ import pytest
 
 from raymlops.errors import ConfigError
 from raymlops.serving.analysis import Comparison, VariantStats
-from raymlops.serving.rollout import Advance, Canary, Hold, Promote, Rollback, Rollout, decide
+from raymlops.serving.policies import Canary
+from raymlops.serving.rollout import Advance, Hold, Promote, Rollback, Rollout, decide
 
 CANARY = Canary(weights=(0.1, 0.5, 1.0), hold_s=30, min_requests=100, max_wait_s=600)
 
@@ -75,7 +76,7 @@ def test_a_person_may_keep_the_last_word() -> None:
     canary = Canary(weights=(0.5, 1.0), hold_s=1, approval="manual")
     decision = decide(canary, rollout(), seen(200), 1030.0)
     assert isinstance(decision, Hold)
-    assert decision.reason.endswith("waits for a person to promote it")
+    assert decision.reason.endswith("waits for a person to approve it")
 
 
 def test_a_broken_challenger_is_rolled_back_at_once() -> None:

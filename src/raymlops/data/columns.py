@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.data.features import FeatureFunction, apply_features
-from raymlops.data.schema import Column, DataContract, Kind
+from raymlops.data.schema import MAX_WHOLE, Column, DataContract, Kind
 from raymlops.errors import ContractViolation, DataError
 
 TextKind = Literal["number", "boolean", "text", "time"]
@@ -26,6 +26,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$|^[+-]?(?i:nan|inf|infinity)$"
 _WHOLE = r"^[+-]?\d{1,18}$"
 _MAX_FAILURES_OF_FEATURES = 200
+_MAX_DIGITS = 300
 _WORDS = {"number": "number", "boolean": "boolean", "time": "time"}
 
 
@@ -76,17 +77,21 @@ def encode_text(contract: DataContract, table: pa.Table) -> Encoded:
     texts = [_trimmed(table.column(name)) for name in contract.names]
     parsed = [parse_text(_text_kind(c.kind), text) for c, text in zip(contract.columns, texts, strict=True)]
 
+    # A text has no type: whole numbers in it are doubles as much as any.
+    typed = [value.cast(pa.float64()) if pa.types.is_integer(value.type) else value for value, _ in parsed]
+    unread = [bad for _, bad in parsed]
+
     def decide(row: int) -> npt.NDArray[np.float32]:
         values = {
-            column.name: (text if bad[row] else typed)[row].as_py()
-            for column, text, (typed, bad) in zip(contract.columns, texts, parsed, strict=True)
+            column.name: (text if bad[row] else value)[row].as_py()
+            for column, text, value, bad in zip(contract.columns, texts, typed, unread, strict=True)
         }
         return contract.encode_rows([values])[0]
 
     doubt = np.zeros(len(table), dtype=bool)
-    for _, bad in parsed:
+    for bad in unread:
         doubt |= bad
-    return _encode(contract, [typed for typed, _ in parsed], decide, doubt)
+    return _encode(contract, typed, decide, doubt)
 
 
 def encode_features(contract: DataContract, features: FeatureFunction, table: pa.Table) -> Encoded:
@@ -158,7 +163,8 @@ def parse_text(kind: TextKind, text: pa.Array) -> tuple[pa.Array, npt.NDArray[np
 
 def refuse_text(kinds: Mapping[str, TextKind], table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
     """A table of text with each column as its kind, and the rows with a cell that does not read as it (null there)."""
-    columns, refused = [], {}
+    columns: list[pa.Array] = []
+    refused: dict[int, str] = {}
     for name in table.column_names:
         kind = kinds.get(name, "text")
         text = _trimmed(table.column(name))
@@ -183,6 +189,13 @@ def kinds_of(schema: pa.Schema) -> dict[str, TextKind]:
         else:
             kinds[field.name] = "text"
     return kinds
+
+
+def _spelled(text: str | None, value: Any) -> Any:
+    """A whole number as the one that is written there; a double may have rounded it."""
+    if text is None or not isinstance(value, float) or not text.lstrip("+-").isdecimal():
+        return value
+    return int(text) if len(text) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
 def _text_kind(kind: Kind) -> TextKind:
@@ -264,8 +277,12 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
         codes = np.where(usable, numbers, np.nan)
         # Between the largest float32 and infinity rounding decides; the row check does it in its own order.
         doubt = ~usable & (np.isfinite(numbers) | (not column.nullable))
+        if pa.types.is_integer(kind):
+            doubt |= np.abs(numbers) >= MAX_WHOLE
         if column.kind == "integer":
             doubt |= usable & (codes != np.floor(codes))
+        if column.kind == "integer" or pa.types.is_integer(kind):
+            doubt |= np.abs(numbers) >= MAX_WHOLE  # a whole number that a double may not hold
         return codes, doubt
     if column.kind == "boolean" and pa.types.is_boolean(kind):
         return values.cast(pa.float64()).to_numpy(zero_copy_only=False), strict_missing

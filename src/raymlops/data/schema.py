@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raymlops.errors import ContractViolation, DataError, nearest
+from raymlops.errors import ContractViolation, DataError, OutOfRange, nearest
 
 Task = Literal["binary", "multiclass", "regression"]
 Kind = Literal["number", "integer", "boolean", "category"]
 Class = str | int | float | bool
 
 _MAX_FAILURES = 10
+_ENOUGH = 100
 _MAX_CATEGORIES = 1000
 _MAX_CLASSES = 20
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+MAX_WHOLE = 2**53  # from here on a double no longer tells neighbouring whole numbers apart
+# A whole number for a column of fractions must be one that a double holds.
+_MAX_INT = {"number": MAX_WHOLE, "integer": 2**63 - 1}
 _NAN = float("nan")
 # The exact types a JSON parser hands over for each kind; anything else takes the slower, explaining path.
 _FAST_TYPES: dict[str, tuple[type, ...]] = {
@@ -49,6 +55,15 @@ class Column:
     minimum: float | None
     maximum: float | None
     categories: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, read back by :meth:`from_dict`."""
+        plain = {name: getattr(self, name) for name in ("name", "kind", "nullable", "minimum", "maximum")}
+        return plain | {"categories": list(self.categories)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Column:
+        return cls(**{**data, "categories": tuple(data["categories"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +106,8 @@ class DataContract:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, read back by :meth:`from_dict`."""
-        names = ("name", "kind", "nullable", "minimum", "maximum")
         return {
-            "columns": [{n: getattr(c, n) for n in names} | {"categories": list(c.categories)} for c in self.columns],
+            "columns": [column.to_dict() for column in self.columns],
             "label": self.label,
             "task": self.task,
             "classes": list(self.classes),
@@ -101,7 +115,7 @@ class DataContract:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataContract:
-        columns = tuple(Column(**{**column, "categories": tuple(column["categories"])}) for column in data["columns"])
+        columns = tuple(Column.from_dict(column) for column in data["columns"])
         return cls(columns=columns, label=data["label"], task=data["task"], classes=tuple(data["classes"]))
 
     # --- inputs ------------------------------------------------------------------------------------
@@ -124,7 +138,7 @@ class DataContract:
                 if failure:
                     failures.append(failure)
         if failures:
-            raise _violation(failures)
+            raise refuse(failures)
         return out
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
@@ -153,9 +167,12 @@ class DataContract:
                 out = np.array(values, dtype=np.float64).astype(np.float32).reshape(len(rows), width)
         except (KeyError, TypeError, OverflowError):
             return self._encode_slowly(rows)
-        finite = np.isfinite(out)
-        if not finite.all():
-            if (~finite & self._strict).any():
+        ordinary = np.abs(out) < MAX_WHOLE
+        if not ordinary.all():
+            # What is missing needs a column that lets it; what is large may be a whole number that is too large.
+            missing = ~np.isfinite(out)
+            large = np.flatnonzero(~(ordinary | missing))
+            if (missing & self._strict).any() or any(type(values[i]) is int for i in large):
                 return self._encode_slowly(rows)
             out[np.isinf(out)] = np.nan
         return out
@@ -163,30 +180,37 @@ class DataContract:
     def _encode_slowly(self, rows: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Each value on its own, with the reason when it fails; accepts NumPy scalars and whole floats for integers."""
         failures: list[str] = []
+        out_of_range = 0
         out = np.full((len(rows), len(self.columns)), np.nan, dtype=np.float32)
         known = set(self.names)
         for number, row in enumerate(rows):
+            if len(failures) >= _ENOUGH:
+                break  # each further sentence costs more than its row
             if not isinstance(row, Mapping):
                 failures.append(f"row {number}: expected an object of columns, got {_show(row)}")
                 continue
             for name in row:
                 if name not in known:
+                    if len(failures) >= _ENOUGH:
+                        break
                     failures.append(
-                        f"column {str(name)!r}: not in the contract (row {number}).{nearest(str(name), known)}"
+                        f"column {str(name)[:60]!r}: not in the contract (row {number}).{nearest(str(name), known)}"
                     )
             for index, column in enumerate(self.columns):
                 if column.name not in row:
                     failures.append(
-                        _missing_column(column.name, [c for c in row if c not in known]) + f" (row {number})"
+                        _missing_column(column.name, list(islice((c for c in row if c not in known), 100)))
+                        + f" (row {number})"
                     )
                     continue
                 code = _encode_value(column, row[column.name])
                 if code is None:
-                    failures.append(_unexpected(column, row[column.name], number))
+                    failures.append(sentence_for(column, row[column.name], number))
+                    out_of_range += _is_out_of_range(column, row[column.name])
                 else:
                     out[number, index] = code
         if failures:
-            raise _violation(failures)
+            raise refuse(failures, OutOfRange if out_of_range == len(failures) else ContractViolation)
         return out
 
     def decode_row(self, x: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -263,7 +287,7 @@ def infer_task(series: pd.Series) -> Task:
     DataError : text with more distinct values than classes make sense for
     """
     values = series.dropna()
-    distinct = values.nunique()
+    distinct = len(_distinct(values))
     if distinct == 2:
         return "binary"
     countable = pd.api.types.is_bool_dtype(values) or pd.api.types.is_integer_dtype(values)
@@ -314,10 +338,11 @@ def _learn_column(name: str, series: pd.Series) -> Column:
             f"Column {name!r} holds times ({dtype}), which models do not take: make numbers of it in features= "
             "(hour of day, days since …), name it as time=, or drop it."
         )
-    kinds = {_kind_of(value) for value in present.unique()} if _hashable(present) else {"object"}
+    distinct = _distinct(present) if _hashable(present) else []
+    kinds = {_kind_of(value) for value in distinct} if distinct or present.empty else {"object"}
     nullable = len(present) < len(series)
     if kinds <= {"text"}:  # a column of nulls only is an empty category, which the assessment then reports
-        categories = sorted(str(value) for value in present.unique())
+        categories = sorted(str(value) for value in distinct)
         if len(categories) > _MAX_CATEGORIES:
             raise DataError(
                 f"Column {name!r} holds {len(categories)} distinct texts (at most {_MAX_CATEGORIES}): it looks like "
@@ -345,7 +370,7 @@ def _learn_number(name: str, series: pd.Series, kind: Kind) -> Column:
 
 
 def _classes(series: pd.Series) -> tuple[Class, ...]:
-    values = [value.item() if isinstance(value, np.generic) else value for value in series.dropna().unique()]
+    values = [value.item() if isinstance(value, np.generic) else value for value in _distinct(series.dropna())]
     if all(isinstance(value, float) and value.is_integer() for value in values):
         values = [int(value) for value in values]  # integers that a missing label once turned into floats
     kinds = {_kind_of(value) for value in values}
@@ -354,6 +379,14 @@ def _classes(series: pd.Series) -> tuple[Class, ...]:
             f"The label {series.name!r} holds values of several kinds ({', '.join(sorted(kinds))}): give one kind."
         )
     return tuple(sorted(values))
+
+
+def _distinct(series: pd.Series) -> list[Any]:
+    """The values of a series without its repetitions. ``Series.unique`` takes texts for equal that differ only behind a
+    NUL character."""
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        return list(series.unique())
+    return list(dict.fromkeys(series.tolist()))
 
 
 def _kind_of(value: Any) -> str:
@@ -400,7 +433,7 @@ def _encode_series(column: Column, series: pd.Series, out: npt.NDArray[np.float3
     if not bad.any():
         return None
     row = int(np.flatnonzero(bad)[0])
-    return _unexpected(column, series.iloc[row], row)
+    return sentence_for(column, series.iloc[row], row)
 
 
 def _encode_value(column: Column, value: Any) -> float | None:
@@ -421,6 +454,8 @@ def _encode_value(column: Column, value: Any) -> float | None:
         return float(value) if column.kind == "boolean" else None
     if column.kind == "boolean" or not isinstance(value, (int, float)):
         return None
+    if isinstance(value, int) and abs(value) > _MAX_INT[column.kind]:
+        return None
     if abs(value) > _FLOAT32_MAX:
         return _NAN if column.nullable else None
     if column.kind == "integer" and value != int(value):
@@ -434,12 +469,32 @@ def _encode_value(column: Column, value: Any) -> float | None:
 def _show(value: Any) -> str:
     if isinstance(value, np.generic):
         value = value.item()
-    text = "null" if value is None else repr(value)
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a number of more than 60 digits"
+    # Of a large value only the beginning is made into text.
+    text = "null" if value is None else reprlib.repr(value) if isinstance(value, (list, dict)) else repr(value)[:200]
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _unexpected(column: Column, value: Any, row: int) -> str:
+def _is_out_of_range(column: Column, value: Any) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and column.kind in ("number", "integer")
+    limit = _MAX_INT.get(column.kind, 0) if isinstance(value, int) else _FLOAT32_MAX
+    return numeric and abs(value) > limit
+
+
+def sentence_for(column: Column, value: Any, row: int) -> str:
+    """What was expected of a value and what came."""
+    if _is_out_of_range(column, value):
+        most = _MAX_INT[column.kind] if isinstance(value, int) else _FLOAT32_MAX
+        return (
+            f"column {column.name!r}: expected {_WORDS[column.kind]} within ±{most:.4g}, got {_show(value)} (row {row})"
+        )
     return f"column {column.name!r}: expected {_WORDS[column.kind]}, got {_show(value)} (row {row})"
+
+
+def violates(column: Column, value: Any) -> bool:
+    """Whether the contract refuses one value of a column."""
+    return _encode_value(column, value) is None
 
 
 def _missing_column(name: str, given: Iterable[Any]) -> str:
@@ -448,7 +503,9 @@ def _missing_column(name: str, given: Iterable[Any]) -> str:
     return f"column {name!r}: missing{'.' + hint if ' Did you mean' in hint else ''}"
 
 
-def _violation(failures: list[str]) -> ContractViolation:
+def refuse(failures: list[str], kind: type[ContractViolation] = ContractViolation) -> ContractViolation:
+    """The error to raise for rows: ten of the failures as text, all of them counted."""
     shown = failures[:_MAX_FAILURES]
-    more = f"; and {len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
-    return ContractViolation(f"The rows break the data contract: {'; '.join(shown)}{more}", {"failures": shown})
+    least = "at least " if len(failures) >= _ENOUGH else ""
+    more = f"; and {least}{len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
+    return kind(f"The rows break the data contract: {'; '.join(shown)}{more}", {"failures": shown})

@@ -6,75 +6,39 @@ unit test. Every action that changes what is served follows a :class:`Record` wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from raymlops.errors import RolloutError
+from raymlops.loop.actions import Action as Action
+from raymlops.loop.actions import DeployChallenger as DeployChallenger
+from raymlops.loop.actions import DropChallenger as DropChallenger
+from raymlops.loop.actions import Publish as Publish
+from raymlops.loop.actions import Record as Record
+from raymlops.loop.actions import SetAlias as SetAlias
+from raymlops.loop.actions import Step
+from raymlops.loop.actions import SubmitRetraining as SubmitRetraining
 from raymlops.loop.ports import JobStatus
-from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped
+from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped, Warm
 from raymlops.monitor.monitor import DriftReport
 from raymlops.retrain import Retrain, RetrainPolicy, decide_retrain
 from raymlops.serving.analysis import Comparison
-from raymlops.serving.rollout import Advance, Canary, Hold, Promote, Rollback, Rollout, decide
+from raymlops.serving.policies import Policy
+from raymlops.serving.rollout import Advance, Confirm, Confirming, Hold, Promote, Rollback, Rollout, confirm, decide
 from raymlops.serving.traffic import TrafficSplit
 
 RETIRE_AFTER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """Append an event."""
-
-    kind: str
-    body: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publish:
-    """Give every gateway this traffic table."""
-
-    split: TrafficSplit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeployChallenger:
-    """Serve a version in isolation; later actions wait until it answers."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropChallenger:
-    """Take an isolated version down."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAlias:
-    """Point a registry alias at a version, or at nothing."""
-
-    alias: str
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitRetraining:
-    """Start a retraining job for an event."""
-
-    event_id: str
-
-
-Action: TypeAlias = Record | Publish | DeployChallenger | DropChallenger | SetAlias | SubmitRetraining
-Step: TypeAlias = tuple[EndpointState, tuple[Action, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the steward saw since the last step. ``labelled`` counts labelled rows since the champion's training."""
+    """What the steward saw: both versions of a rollout, or of a provisional promotion, since it began; the newest drift
+    report; ``labelled`` rows since the champion's training; the retraining job."""
 
     now: float
     comparison: Comparison | None = None
+    confirmation: Comparison | None = None
     report: DriftReport | None = None
     labelled: int = 0
     job: JobStatus | None = None
@@ -83,17 +47,17 @@ class Observation:
 
 def adopt(state: EndpointState, version: int, now: float) -> Step:
     """The first version of an endpoint: nothing to compare it with, so it serves at once."""
-    split = _split(state, champion=version)
     retrain = state.retrain if state.retrain.trained_at is not None else state.retrain.trained(now)
-    after = replace(state, phase=Monitoring(since=now), champion=version, split=split, retrain=retrain)
+    after = replace(state, phase=Monitoring(since=now), champion=version, retrain=retrain)
+    after = replace(after, split=_split(after))
     return after, (
         Record(kind="deployed", body={"version": version}),
         SetAlias(alias="champion", version=version),
-        Publish(split=split),
+        *_published(after),
     )
 
 
-def begin_rollout(state: EndpointState, canary: Canary, version: int, event_id: str, now: float) -> Step:
+def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: str, now: float) -> Step:
     """A version that passed the gate starts as a challenger.
 
     Raises
@@ -109,11 +73,31 @@ def begin_rollout(state: EndpointState, canary: Canary, version: int, event_id: 
         )
     if isinstance(state.phase, Stopped):
         raise RolloutError(f"{state.name} is stopped: run its pipeline again to start it.")
-    rollout = Rollout(champion=state.champion, challenger=version, step=0, entered_at=now, event_id=event_id)
-    split = _split(state, champion=state.champion, challenger=version, weight=canary.weights[0])
-    after = replace(state, phase=RollingOut(rollout=rollout), split=split)
-    body = {"version": version, "champion": state.champion, "weight": split.weight, "event_id": event_id}
+    stage = policy.stages[0]
+    rollout = Rollout(
+        champion=state.champion,
+        challenger=version,
+        step=0,
+        entered_at=now,
+        began_at=now,
+        event_id=event_id,
+        weight=stage.weight,
+        shadow=stage.shadow,
+    )
+    closed, records = _unconfirmed(state, f"version {version} is next")
+    split = _split(closed, challenger=version, weight=stage.weight, shadow=stage.shadow)
+    retired = tuple(item for item in closed.retired if item.version != version)
+    after = replace(closed, phase=RollingOut(rollout=rollout), split=split, retired=retired)
+    body = {
+        "version": version,
+        "champion": state.champion,
+        "policy": type(policy).__name__,
+        "weight": stage.weight,
+        "shadow": stage.shadow,
+        "event_id": event_id,
+    }
     return after, (
+        *records,
         Record(kind="rollout_started", body=body),
         SetAlias(alias="challenger", version=version),
         DeployChallenger(version=version),
@@ -121,39 +105,84 @@ def begin_rollout(state: EndpointState, canary: Canary, version: int, event_id: 
     )
 
 
-def step(state: EndpointState, canary: Canary, policy: RetrainPolicy, seen: Observation) -> Step:
-    """One turn: look after the rollout, the retraining in flight, and the question whether to retrain."""
+def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Observation) -> Step:
+    """One turn: look after the rollout, the promotion to confirm, the retraining in flight, and whether to retrain."""
     actions: list[Action] = []
     due = tuple(item for item in state.retired if item.drop_at <= seen.now)
     if due:
         state = replace(state, retired=tuple(item for item in state.retired if item not in due))
         actions += [DropChallenger(version=item.version) for item in due]
-    for part in (_watch_rollout, _watch_job, _consider_retraining):
-        state, more = part(state, canary, policy, seen)
+    turns: tuple[Callable[[EndpointState], Step], ...] = (
+        lambda state: _watch_rollout(state, rollout, seen),
+        lambda state: _watch_confirmation(state, rollout, seen),
+        lambda state: _watch_job(state, seen),
+        lambda state: _consider_retraining(state, retrain, seen),
+        lambda state: _cool_down(state, seen.now),
+    )
+    for turn in turns:
+        state, more = turn(state)
         actions += more
     return state, tuple(actions)
 
 
-def _watch_rollout(state: EndpointState, canary: Canary, _policy: RetrainPolicy, seen: Observation) -> Step:
+def _watch_rollout(state: EndpointState, policy: Policy, seen: Observation) -> Step:
     if not isinstance(state.phase, RollingOut) or state.phase.paused or seen.comparison is None:
         return state, ()
     rollout = state.phase.rollout
-    match decide(canary, rollout, seen.comparison, seen.now):
+    match decide(policy, rollout, seen.comparison, seen.now):
+        case Hold(approval=True, reason=reason) if not rollout.held:
+            after = replace(state, phase=RollingOut(rollout=replace(rollout, held=True)))
+            return after, (Record(kind="approval_awaited", body={"version": rollout.challenger, "reason": reason}),)
         case Hold():
             return state, ()
-        case Advance(step=index, weight=weight, reason=reason):
-            split = _split(state, champion=rollout.champion, challenger=rollout.challenger, weight=weight)
-            moved = replace(rollout, step=index, entered_at=seen.now)
+        case Advance(step=index, weight=weight, shadow=shadow, reason=reason):
+            split = _split(state, challenger=rollout.challenger, weight=weight, shadow=shadow)
+            moved = replace(
+                rollout,
+                step=index,
+                entered_at=seen.now,
+                weight=weight,
+                shadow=shadow,
+                held=rollout.held and index == rollout.step,
+                approved=rollout.approved and index == rollout.step,
+            )
             after = replace(state, phase=RollingOut(rollout=moved), split=split)
-            body = {"version": rollout.challenger, "weight": weight, "reason": reason}
+            body = {"version": rollout.challenger, "weight": weight, "shadow": shadow, "reason": reason}
             return after, (Record(kind="rollout_advanced", body=body), Publish(split=split))
         case Promote(reason=reason):
-            return promote(state, reason, seen.now)
+            return promote(state, policy, reason, seen.now)
         case Rollback(reason=reason):
             return abort(state, reason, seen.now)
 
 
-def _watch_job(state: EndpointState, _canary: Canary, _policy: RetrainPolicy, seen: Observation) -> Step:
+def _watch_confirmation(state: EndpointState, policy: Policy, seen: Observation) -> Step:
+    """A provisional promotion: confirmed or revoked when labels compared the two champions."""
+    if state.confirming is None or seen.confirmation is None:
+        return state, ()
+    match confirm(state.confirming, seen.confirmation, seen.now):
+        case Rollback(reason=reason):
+            return rollback(state, policy, f"the promotion is revoked: {reason}", seen.now)
+        case Confirm(reason=reason):
+            after = replace(state, confirming=None)
+            after = replace(after, split=_split(after))
+            body = {"version": state.champion, "previous": state.confirming.previous, "reason": reason}
+            return after, (Record(kind="promotion_confirmed", body=body), *_published(after))
+        case Hold():
+            return state, ()
+
+
+def _cool_down(state: EndpointState, now: float) -> Step:
+    """Let the gateways free former champions whose time is up; the traffic stays as it is."""
+    needed = None if state.confirming is None else state.confirming.previous
+    kept = tuple(item for item in state.warm if item.until > now or item.version == needed)
+    if kept == state.warm or state.split is None:
+        return state, ()
+    versions = tuple(item.version for item in kept)
+    split = replace(state.split, number=state.split.number + 1, warm=versions)
+    return replace(state, warm=kept, split=split), (Publish(split=split),)
+
+
+def _watch_job(state: EndpointState, seen: Observation) -> Step:
     job = state.retraining
     if job is None or seen.job in (None, "running", "unknown") or isinstance(state.phase, RollingOut):
         return state, ()
@@ -162,10 +191,10 @@ def _watch_job(state: EndpointState, _canary: Canary, _policy: RetrainPolicy, se
     return _finished(state, job.event_id, "failed", seen.now), (Record(kind="retrain_failed", body=body),)
 
 
-def _consider_retraining(state: EndpointState, _canary: Canary, policy: RetrainPolicy, seen: Observation) -> Step:
+def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
     if not isinstance(state.phase, Monitoring) or state.retraining is not None:
         return state, ()
-    decision = decide_retrain(policy, state.retrain, seen.report, seen.labelled, seen.now)
+    decision = decide_retrain(retrain, state.retrain, seen.report, seen.labelled, seen.now)
     if not isinstance(decision, Retrain):
         return state, ()
     return start_retraining(state, f"{decision.trigger}: {decision.reason}", dict(decision.evidence), seen.now)
@@ -204,26 +233,53 @@ def refused(state: EndpointState, event_id: str, reason: str, now: float) -> Ste
     return _finished(state, event_id, "refused", now), (Record(kind="candidate_refused", body=body),)
 
 
-def promote(state: EndpointState, reason: str, now: float) -> Step:
-    """Make the challenger the champion; the old champion stays loaded for a rollback."""
+def promote(state: EndpointState, policy: Policy, reason: str, now: float) -> Step:
+    """Make the challenger the champion. The old one stays loaded for ``keep_warm_s``; with ``confirm_labels`` it goes on
+    answering copies until labels have confirmed or revoked the promotion.
+
+    Raises
+    ------
+    RolloutError : no rollout is under way
+    """
     if not isinstance(state.phase, RollingOut):
         raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no challenger to promote.")
     rollout = state.phase.rollout
-    split = _split(state, champion=rollout.challenger)
+    provisional = None
+    if policy.confirm_labels:
+        provisional = Confirming(
+            champion=rollout.challenger,
+            previous=rollout.champion,
+            event_id=rollout.event_id,
+            since=now,
+            labels=policy.confirm_labels,
+            until=now + float(policy.confirm_wait_s),
+        )
     after = replace(
         _finished(state, rollout.event_id, "promoted", now),
         phase=Monitoring(since=now),
         champion=rollout.challenger,
         previous=rollout.champion,
-        split=split,
+        warm=_warmed(state, rollout.champion, rollout.challenger, policy, now),
+        confirming=provisional,
         retired=(*state.retired, Retired(version=rollout.challenger, drop_at=now + RETIRE_AFTER_S)),
     )
-    body = {"version": rollout.challenger, "previous": rollout.champion, "reason": reason, "event_id": rollout.event_id}
+    copies = 0.0 if provisional is None else 1.0
+    after = replace(
+        after,
+        split=_split(after, challenger=rollout.champion if provisional else None, weight=copies, shadow=bool(copies)),
+    )
+    body = {
+        "version": rollout.challenger,
+        "previous": rollout.champion,
+        "reason": reason,
+        "event_id": rollout.event_id,
+        "provisional": provisional is not None,
+    }
     return after, (
         Record(kind="promoted", body=body),
         SetAlias(alias="champion", version=rollout.challenger),
         SetAlias(alias="challenger", version=None),
-        Publish(split=split),
+        *_published(after),
     )
 
 
@@ -232,23 +288,23 @@ def abort(state: EndpointState, reason: str, now: float) -> Step:
     if not isinstance(state.phase, RollingOut):
         raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to abort.")
     rollout = state.phase.rollout
-    split = _split(state, champion=rollout.champion)
     after = replace(
         _finished(state, rollout.event_id, "refused", now),
         phase=Monitoring(since=now),
-        split=split,
+        split=_split(state),
         retired=(*state.retired, Retired(version=rollout.challenger, drop_at=now + RETIRE_AFTER_S)),
     )
     body = {"version": rollout.challenger, "champion": rollout.champion, "reason": reason, "event_id": rollout.event_id}
     return after, (
         Record(kind="rolled_back", body=body),
-        Publish(split=split),
+        *_published(after),
         SetAlias(alias="challenger", version=None),
     )
 
 
-def rollback(state: EndpointState, reason: str, now: float) -> Step:
-    """Out of a rollout: abort it. Otherwise: serve the champion before this one again.
+def rollback(state: EndpointState, policy: Policy, reason: str, now: float) -> Step:
+    """Out of a rollout: abort it. Otherwise: serve the champion before this one again, which revokes a provisional
+    promotion. While the gateways keep that version warm it is a pointer swap; later they load it first.
 
     Raises
     ------
@@ -260,14 +316,41 @@ def rollback(state: EndpointState, reason: str, now: float) -> Step:
         raise RolloutError(
             f"{state.name} has no earlier champion to roll back to: version {state.champion} is its first."
         )
-    split = _split(state, champion=state.previous)
-    after = replace(state, champion=state.previous, previous=state.champion, split=split, phase=Monitoring(since=now))
+    after = replace(
+        state,
+        champion=state.previous,
+        previous=state.champion,
+        warm=_warmed(state, state.champion, state.previous, policy, now),
+        confirming=None,
+        phase=Monitoring(since=now),
+    )
+    after = replace(after, split=_split(after))
     body = {"version": state.champion, "champion": state.previous, "reason": reason}
     return after, (
         Record(kind="rolled_back", body=body),
-        Publish(split=split),
+        *_published(after),
         SetAlias(alias="champion", version=state.previous),
     )
+
+
+def approve(state: EndpointState, reason: str) -> Step:
+    """Release the one step that waits for a person. The analysis still has its word: a challenger that has failed since
+    is rolled back all the same.
+
+    Raises
+    ------
+    RolloutError : no step waits
+    """
+    if not isinstance(state.phase, RollingOut):
+        raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to approve.")
+    rollout = state.phase.rollout
+    if not rollout.held:
+        raise RolloutError(
+            f"No step of {state.name}'s rollout waits for approval: version {rollout.challenger} has to pass the analysis "
+            'first, and its policy to say approval="manual".'
+        )
+    after = replace(state, phase=replace(state.phase, rollout=replace(rollout, held=False, approved=True)))
+    return after, (Record(kind="approved", body={"version": rollout.challenger, "reason": reason}),)
 
 
 def pause(state: EndpointState, paused: bool) -> Step:
@@ -301,9 +384,37 @@ def _finished(
     return replace(state, retraining=None, retrain=state.retrain.finished(outcome, now))
 
 
-def _split(state: EndpointState, champion: int, challenger: int | None = None, weight: float = 0.0) -> TrafficSplit:
-    number = 1 if state.split is None else state.split.number + 1
-    return TrafficSplit(number=number, champion=champion, challenger=challenger, weight=weight)
+def _split(
+    state: EndpointState, challenger: int | None = None, weight: float = 0.0, shadow: bool = False
+) -> TrafficSplit:
+    """The next table: the state's champion, its warm versions, and this challenger."""
+    assert state.champion is not None
+    return TrafficSplit(
+        number=1 if state.split is None else state.split.number + 1,
+        champion=state.champion,
+        challenger=challenger,
+        weight=weight,
+        shadow=shadow,
+        warm=tuple(item.version for item in state.warm),
+    )
+
+
+def _published(state: EndpointState) -> tuple[Action, ...]:
+    return () if state.split is None else (Publish(split=state.split),)
+
+
+def _warmed(state: EndpointState, old: int, new: int, policy: Policy, now: float) -> tuple[Warm, ...]:
+    """Warm versions after ``new`` took over from ``old``."""
+    others = tuple(item for item in state.warm if item.version not in (old, new))
+    return (*others, Warm(version=old, until=now + float(policy.keep_warm_s)))
+
+
+def _unconfirmed(state: EndpointState, reason: str) -> Step:
+    """End the wait for a confirmation without one."""
+    if state.confirming is None:
+        return state, ()
+    body = {"version": state.champion, "previous": state.confirming.previous, "reason": f"not decided: {reason}"}
+    return replace(state, confirming=None), (Record(kind="promotion_confirmed", body=body),)
 
 
 def _phase_word(state: EndpointState) -> str:

@@ -130,9 +130,15 @@ class Endpoint:
         """Take the challenger out of the traffic."""
         return self._command("abort", reason)
 
+    def approve(self, reason: str = "by hand") -> dict[str, Any]:
+        """Release the one step, promotion included, that ``approval="manual"`` holds."""
+        return self._command("approve", reason)
+
     def rollback(self, reason: str = "by hand") -> dict[str, Any]:
-        """Serve the champion before this one again."""
+        """Out of a rollout, abort it; otherwise serve the champion before this one again."""
         return self._command("rollback", reason)
+
+    undo = rollback
 
     def pause(self) -> dict[str, Any]:
         """Hold the rollout at its present weight."""

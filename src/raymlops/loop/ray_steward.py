@@ -15,11 +15,11 @@ from typing import Any
 import ray
 
 from raymlops.clock import Clock, SystemClock
-from raymlops.errors import ConfigError, RaymlopsError, RolloutError
-from raymlops.events import EventLog
+from raymlops.errors import ConfigError, RaymlopsError, RolloutError, StaleLease
 from raymlops.lake import Lake, sha256_of
 from raymlops.loop import controller
 from raymlops.loop.controller import Action, Observation
+from raymlops.loop.ledger import LEASE_S, Ledger
 from raymlops.loop.ports import Aliases, Jobs, JobStatus, Serve
 from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
@@ -63,23 +63,22 @@ class Steward:
         self.endpoint = endpoint
         self._clock = clock or SystemClock()
         self._store, self._lake = Store(settings.store), Lake(settings.lake)
-        self._events = EventLog(self._store)
+        self._ledger = Ledger(self._store, endpoint)
         self._serve, self._jobs, self._aliases = serve, jobs, aliases
         self._lock = threading.RLock()
         self._routed = threading.Condition()
         self._problems: deque[str] = deque(maxlen=20)
         self._job_polled = 0.0
         self._pipeline = load_pipeline(self._store, self._lake, endpoint)
-        body = self._store.get("loop", endpoint)
-        self._state = (
-            EndpointState.from_dict(body)
-            if body
-            else EndpointState(name=endpoint, phase=Preparing(since=self._clock.now()))
+        self._state = self._ledger.load() or EndpointState(name=endpoint, phase=Preparing(since=self._clock.now()))
+        self._published: TrafficSplit | None = None
+        self._renewed = self._clock.monotonic()
+        self._watch = Watch(
+            endpoint, self._pipeline.monitor, self._store, self._lake, settings.home, self._ledger.lease
         )
-        self._watch = Watch(endpoint, self._pipeline.monitor, self._store, self._lake, settings.home)
         self._watch.follow(self._state.champion)
-        self._attempt(controller.restore(self._state))
         self._stopping = threading.Event()
+        self._attempt(controller.restore(self._state))
         self._thread = threading.Thread(target=self._run, name=f"steward-{endpoint}", daemon=True)
 
     def start(self) -> None:
@@ -95,7 +94,7 @@ class Steward:
         deadline = time.monotonic() + min(timeout_s, 30.0)
         with self._routed:
             while True:
-                split = self._state.split
+                split = self._published
                 if split is not None and split.number > known_number:
                     return split.to_dict()
                 left = deadline - time.monotonic()
@@ -139,11 +138,12 @@ class Steward:
     # --- called by people ---------------------------------------------------------------------------
 
     def command(self, verb: str, reason: str) -> dict[str, Any]:
-        """Do what a person asks: ``promote``, ``abort``, ``rollback``, ``pause``, ``resume`` or ``retrain``."""
+        """Do what a person asks: ``promote``, ``approve``, ``abort``, ``rollback``, ``pause``, ``resume``, ``retrain``."""
         verbs = {
-            "promote": lambda now: controller.promote(self._state, reason, now),
+            "promote": lambda now: controller.promote(self._state, self._pipeline.rollout, reason, now),
+            "approve": lambda now: controller.approve(self._state, reason),
             "abort": lambda now: controller.abort(self._state, reason, now),
-            "rollback": lambda now: controller.rollback(self._state, reason, now),
+            "rollback": lambda now: controller.rollback(self._state, self._pipeline.rollout, reason, now),
             "pause": lambda now: controller.pause(self._state, True),
             "resume": lambda now: controller.pause(self._state, False),
             "retrain": lambda now: controller.start_retraining(self._state, reason, {"asked": "by hand"}, now),
@@ -163,6 +163,10 @@ class Steward:
         while not self._stopping.wait(TICK_S):
             try:
                 self.tick()
+            except StaleLease as error:
+                log.error("%s: another steward has taken over, this one ends: %s", self.endpoint, error)
+                self._problems.append(error.message)
+                self._stopping.set()
             except Exception as error:
                 # A turn that fails must not end the watch; people see it in the status and the actor's log.
                 log.exception("%s: a turn of the steward failed", self.endpoint)
@@ -172,14 +176,18 @@ class Steward:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
         with self._lock:
+            self._keep_lease()
             now = self._clock.now()
+            rollout = self._state.phase.rollout if isinstance(self._state.phase, RollingOut) else None
+            confirming = self._state.confirming
+            self._watch.compare(rollout or confirming)
             report = self._watch.step(now)
             if report is not None and report.severity >= 2:
-                self._events.append(self.endpoint, "drift", self._watch.describe(report))
-            rollout = self._state.phase.rollout if isinstance(self._state.phase, RollingOut) else None
+                self._ledger.record("drift", self._watch.describe(report))
             seen = Observation(
                 now=now,
-                comparison=self._watch.comparison(rollout) if rollout else None,
+                comparison=self._watch.comparison() if rollout else None,
+                confirmation=self._watch.comparison() if confirming else None,
                 report=self._watch.standing,
                 labelled=self._watch.labelled,
                 job=job,
@@ -196,14 +204,19 @@ class Steward:
         status = self._jobs.status(job.event_id)
         return status, self._jobs.logs(job.event_id) if status == "failed" else ""
 
+    def _keep_lease(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._renewed >= LEASE_S / 3:
+            self._renewed = now
+            if not self._ledger.renew():
+                raise StaleLease(f"Another steward of {self.endpoint!r} has taken over.")
+
     def _obey(self, result: tuple[EndpointState, tuple[Action, ...]]) -> None:
         state, actions = result
-        before, self._state = self._state, state
+        before = self._state
         if state != before:
-            for action in actions:
-                if isinstance(action, controller.Record):
-                    self._events.append(self.endpoint, action.kind, action.body)
-            self._store.put("loop", self.endpoint, state.to_dict())
+            self._ledger.save(state, actions)
+        self._state = state
         if state.champion != before.champion:
             self._watch.follow(state.champion)
         self._attempt(actions)
@@ -214,6 +227,8 @@ class Steward:
                 self._watch.answered()
             try:
                 self._act(action)
+            except StaleLease:
+                raise
             except Exception as error:
                 log.exception("%s: %s failed", self.endpoint, action)
                 self._problems.append(f"{type(action).__name__}: {error}")
@@ -251,8 +266,9 @@ class Steward:
                 return
 
     def _publish(self, split: TrafficSplit) -> None:
-        self._store.put("routing", self.endpoint, split.to_dict())
+        self._ledger.route(split)
         with self._routed:
+            self._published = split
             self._routed.notify_all()
 
 

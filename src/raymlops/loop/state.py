@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from raymlops.retrain import RetrainState
-from raymlops.serving.rollout import Rollout
+from raymlops.serving.rollout import Confirming, Rollout
 from raymlops.serving.traffic import TrafficSplit
 
 
@@ -67,13 +67,23 @@ class Retired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """A former champion that stays loaded in the gateways until wall time ``until``."""
+
+    version: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointState:
     """All the steward must not forget. Small, saved at each change, the same after a crash.
 
     Attributes
     ----------
     split : the traffic table last published; its number only grows
-    previous : the champion before this one, kept warm in the gateways for a rollback
+    previous : the champion before this one, which a rollback goes back to
+    warm : former champions that the gateways keep loaded for that
+    confirming : the promotion of this champion is provisional
     turns : retrainings started so far; names the next one's event
     """
 
@@ -85,6 +95,8 @@ class EndpointState:
     retraining: Retraining | None = None
     retrain: RetrainState = field(default_factory=RetrainState)
     retired: tuple[Retired, ...] = ()
+    warm: tuple[Warm, ...] = ()
+    confirming: Confirming | None = None
     turns: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,9 +115,11 @@ class EndpointState:
             **{
                 **body,
                 "phase": _PHASES[kind](**data),
-                "split": TrafficSplit(**body["split"]) if body["split"] else None,
+                "split": TrafficSplit.from_dict(body["split"]) if body["split"] else None,
                 "retraining": Retraining(**body["retraining"]) if body["retraining"] else None,
                 "retrain": RetrainState.from_dict(body["retrain"]),
                 "retired": tuple(Retired(**item) for item in body["retired"]),
+                "warm": tuple(Warm(**item) for item in body.get("warm", ())),
+                "confirming": Confirming(**body["confirming"]) if body.get("confirming") else None,
             }
         )

@@ -21,8 +21,8 @@ from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import download
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.predictor import Predictor
-from raymlops.serving.rollout import Rollout
-from raymlops.store import Outcome, Store
+from raymlops.serving.rollout import Confirming, Rollout
+from raymlops.store import Lease, Outcome, Store
 
 _KEPT_REPORTS = 50
 
@@ -36,14 +36,16 @@ class Watch:
     standing : the newest report of this champion that no retraining has answered yet
     """
 
-    def __init__(self, endpoint: str, spec: Monitor, store: Store, lake: Lake, home: str) -> None:
+    def __init__(
+        self, endpoint: str, spec: Monitor, store: Store, lake: Lake, home: str, lease: Lease | None = None
+    ) -> None:
         self._endpoint, self._spec, self._store, self._lake, self._home = endpoint, spec, store, lake, home
+        self._lease = lease
         self._watcher: Watcher | None = None
         self._contract: DataContract | None = None
         self._version: int | None = None
         self._reports: deque[dict[str, Any]] = deque(maxlen=_KEPT_REPORTS)
-        self._rollout: str | None = None
-        self._stats: dict[int, VariantStats] = {}
+        self._compared: Rollout | Confirming | None = None
         self._pending: deque[DriftReport] = deque()
         self._dirty = False
         self._loss_scale = 1.0
@@ -52,6 +54,8 @@ class Watch:
         self._rows: int = saved.get("rows", 0)
         self.standing: DriftReport | None = None
         self.labelled: int = saved.get("labelled", 0)
+        self._comparing: str = saved.get("comparing", "")
+        self._stats = {int(key): VariantStats.from_dict(item) for key, item in saved.get("stats", {}).items()}
         self._saved_watcher: dict[str, Any] | None = saved.get("watcher")
         self._saved_version: int | None = saved.get("version")
 
@@ -104,12 +108,24 @@ class Watch:
         """A retraining starts: the next one needs a new report and new labels."""
         self.standing, self.labelled, self._dirty = None, 0, True
 
-    def comparison(self, rollout: Rollout) -> Comparison:
-        """Both variants since the rollout began."""
-        if rollout.event_id != self._rollout:
-            self._rollout, self._stats = rollout.event_id, {}
-        champion = self._stats.get(rollout.champion, VariantStats())
-        return Comparison(champion=champion, challenger=self._stats.get(rollout.challenger, VariantStats()))
+    def compare(self, pair: Rollout | Confirming | None) -> None:
+        """Which two versions to compare from now on; figures begin at nothing with each new rollout and with each
+        provisional promotion, and outlive a crash."""
+        self._compared = pair
+        name = "" if pair is None else f"{pair.event_id}/{type(pair).__name__}/{pair.champion}"
+        if name == self._comparing:
+            return
+        if self._comparing:
+            self._store.drop_shadows(self._endpoint)
+        self._comparing, self._stats, self._dirty = name, {}, True
+
+    def comparison(self) -> Comparison:
+        """Both versions since the comparison began; of a provisional promotion the challenger is the new champion."""
+        pair = self._compared
+        assert pair is not None
+        old, new = (pair.previous, pair.champion) if isinstance(pair, Confirming) else (pair.champion, pair.challenger)
+        none = VariantStats()
+        return Comparison(champion=self._stats.get(old, none), challenger=self._stats.get(new, none))
 
     def describe(self, report: DriftReport) -> dict[str, Any]:
         """A report as JSON."""
@@ -140,16 +156,43 @@ class Watch:
         for version in {outcome.version for outcome in outcomes}:
             mine = [outcome for outcome in outcomes if outcome.version == version]
             losses = self._losses(mine)
-            if version in self._stats:
-                self._stats[version] = self._stats[version].with_losses((losses / self._loss_scale).tolist())
+            if self._compared is not None:
+                self._compare_outcomes(version, mine, losses)
             if version == self._version and self._watcher is not None:
                 self._watcher.add_outcomes(losses, np.array([outcome.served_at for outcome in mine]))
 
-    def _losses(self, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+    def _compare_outcomes(self, version: int, mine: Sequence[Outcome], losses: NDArray[np.float64]) -> None:
+        """Losses of rows served since the comparison began: before it the two versions did not see the same world."""
+        pair = self._compared
+        assert pair is not None
+        confirming = isinstance(pair, Confirming)
+        other = pair.previous if isinstance(pair, Confirming) else pair.challenger
+        if version not in (pair.champion, other):
+            return
+        since = pair.since if isinstance(pair, Confirming) else pair.began_at
+        kept = [index for index, outcome in enumerate(mine) if outcome.served_at >= since]
+        stats = self._stats.get(version, VariantStats())
+        self._stats[version] = stats.with_losses((losses[kept] / self._loss_scale).tolist())
+        if version != pair.champion:
+            return
+        said = self._store.shadow_scores(self._endpoint, other, {mine[index].request_id for index in kept})
+        both = [index for index in kept if (mine[index].request_id, mine[index].row_index) in said]
+        if not both:
+            return
+        rows = [mine[index] for index in both]
+        copies = self._losses(rows, [said[row.request_id, row.row_index] for row in rows])
+        # New minus old: of a rollout the copies are the new version's, of a provisional promotion the old one's.
+        gaps = (losses[both] - copies) if confirming else (copies - losses[both])
+        new = pair.champion if confirming else other
+        self._stats[new] = self._stats.get(new, VariantStats()).with_gaps((gaps / self._loss_scale).tolist())
+
+    def _losses(self, outcomes: Sequence[Outcome], scores: Sequence[float] | None = None) -> NDArray[np.float64]:
+        """Losses of the scores that were served, or of others for the same rows."""
         assert self._contract is not None
         y = self._contract.encode_label([outcome.value for outcome in outcomes])
-        scores = np.array([np.nan if outcome.score is None else outcome.score for outcome in outcomes])
-        return row_losses(self._contract.task, y, scores)
+        if scores is None:
+            scores = [np.nan if outcome.score is None else outcome.score for outcome in outcomes]
+        return row_losses(self._contract.task, y, np.asarray(scores, dtype=float))
 
     def _load(self, version: int) -> Predictor:
         place = self._store.get("versions", f"{self._endpoint}/{version}") or {}
@@ -163,7 +206,9 @@ class Watch:
             "labelled": self.labelled,
             "version": self._version,
             "watcher": self._watcher.state_dict() if self._watcher is not None else None,
+            "comparing": self._comparing,
+            "stats": {str(version): stats.to_dict() for version, stats in self._stats.items()},
         }
-        self._store.put("watch", self._endpoint, body)
-        self._store.put("monitor", self._endpoint, self.summary())
+        self._store.put("watch", self._endpoint, body, lease=self._lease)
+        self._store.put("monitor", self._endpoint, self.summary(), lease=self._lease)
         self._dirty = False

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.features import FeatureFunction
-from raymlops.data.schema import DataContract
+from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
 from raymlops.registry.runtime import NativeRuntime, OnnxRuntime, Runtime, load_native, to_onnx
@@ -140,8 +140,9 @@ def build_package(
     features: FeatureFunction | None,
     reference: Reference,
     metadata: Mapping[str, Any],
+    raw: Sequence[Column] | None = None,
 ) -> Manifest:
-    """Write a package into ``folder``, which is made or emptied.
+    """Write a package into ``folder``, which is made or emptied. ``raw`` is what ``features`` takes, where it is known.
 
     The ONNX form is kept when it agrees with the native model within 1e-4 (of the spread, for a regression) on rows of the
     reference, also with values missing where the contract lets them be; the faster of the two for one row will answer requests.
@@ -165,6 +166,8 @@ def build_package(
     (target / "contract.json").write_text(json.dumps(contract.to_dict(), sort_keys=True))
     if features is not None:
         (target / "features.pkl").write_bytes(by_value(features, features))
+        if raw is not None:
+            (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
     content = Manifest(
         files={path.name: sha256_of(path.read_bytes()) for path in sorted(target.iterdir())},

@@ -1,11 +1,4 @@
-"""Champion against challenger, by confidence sequences: they hold at every look, so one may look all the time.
-
-Rates (errors, slow answers) use the beta-binomial mixture sequence with Jeffreys' prior (Robbins 1970; Howard, Ramdas,
-McAuliffe, Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences", §3.2). Mean losses in [0, 1]
-use the stitched empirical-Bernstein sequence (same paper, theorem 4 with equation 10) around a constant, so that sums
-are enough to compute it. Waudby-Smith and Ramdas 2024 ("Estimating means of bounded random variables by betting") is
-tighter but needs every loss in order, which does not merge over gateways.
-"""
+"""Champion against challenger, by confidence sequences (:mod:`raymlops.serving.sequences`): they hold at every look."""
 
 from __future__ import annotations
 
@@ -14,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+from raymlops.serving.sequences import asymptotic_radius, mean_radius, paired_radius, rate_interval
 
 # Upper edges of the latency histogram: eight a decade from 0.1 ms to 100 s, then one open bucket.
 LATENCY_EDGES_MS: tuple[float, ...] = tuple(round(0.1 * 10 ** (i / 8), 6) for i in range(49))
@@ -24,7 +19,10 @@ SLOW_MS = 1000.0  # an edge of the histogram
 RATE_MARGIN = 0.10  # a PASS has shown that the challenger's error rate is not higher than the champion's by more
 RATE_TOLERANCE = 0.01  # and has not been seen to be higher by more than this
 LOSS_TOLERANCE = 0.02
-_LOSS_CENTRE = 0.2  # any constant is valid; the nearer the mean loss, the narrower the sequence
+SCORE_ROWS = 100  # rows of each variant before their scores are compared
+SCORE_SHIFT = 3.0  # scores that differ by more, in their own standard deviations, are not of the same thing
+SCORE_SCALE = 100.0  # nor are scores that spread so many times more or less
+_TESTS = 10  # one-sided intervals looked at: errors 2, slow 2, losses 2, paired losses 1, scores 2, paired scores 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +37,8 @@ class VariantStats:
     latency : counts in the buckets of :data:`LATENCY_EDGES_MS` and one open bucket
     score_* : over rows: number, sum and sum of squares of the finite scores
     loss_* : over labelled rows: the same of losses in [0, 1]
+    pair_* : over rows that another version answered as well (shadow): the same of its score minus the other's
+    gap_* : over labelled ones of those: the same of its loss minus the other's, in [-1, 1]
     """
 
     requests: int = 0
@@ -51,6 +51,12 @@ class VariantStats:
     loss_n: int = 0
     loss_sum: float = 0.0
     loss_sumsq: float = 0.0
+    pair_n: int = 0
+    pair_sum: float = 0.0
+    pair_sumsq: float = 0.0
+    gap_n: int = 0
+    gap_sum: float = 0.0
+    gap_sumsq: float = 0.0
 
     def __add__(self, other: VariantStats) -> VariantStats:
         added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "latency"}
@@ -61,6 +67,13 @@ class VariantStats:
         clipped = [min(1.0, max(0.0, float(loss))) for loss in losses if math.isfinite(loss)]
         return self + VariantStats(
             loss_n=len(clipped), loss_sum=math.fsum(clipped), loss_sumsq=math.fsum(loss * loss for loss in clipped)
+        )
+
+    def with_gaps(self, gaps: Sequence[float]) -> VariantStats:
+        """These figures and more labelled pairs; differences are clipped to [-1, 1]."""
+        clipped = [min(1.0, max(-1.0, float(gap))) for gap in gaps if math.isfinite(gap)]
+        return self + VariantStats(
+            gap_n=len(clipped), gap_sum=math.fsum(clipped), gap_sumsq=math.fsum(gap * gap for gap in clipped)
         )
 
     def latency_ms(self, quantile: float) -> float:
@@ -134,28 +147,63 @@ class Comparison:
     def verdict(self, min_requests: int, alpha: float = ALPHA) -> Verdict:
         """Is the challenger worse? May be asked as often as one likes.
 
-        Three properties are compared: error rate, share of answers slower than :data:`SLOW_MS`, and mean loss where
-        labels have arrived. ``alpha`` bounds the chance that one of these tests ever fails a challenger that is no
-        worse. Outside of them, a challenger that is plainly broken fails at once: at least five errors that are a
-        quarter of its requests, or three predictions that are not finite, while the champion is well.
+        Compared are error rate, share of answers slower than :data:`SLOW_MS`, mean loss where labels have arrived (pair
+        by pair where both answered the same rows), and whether the scores are of the same kind at all. ``alpha`` bounds
+        the chance that one of these tests ever fails a challenger that is no worse; the one of the scores is asymptotic.
+        Before ``min_requests`` there is no verdict, but for a challenger that is plainly broken: at least five errors
+        that are a quarter of its requests, or three predictions that are not finite, while the champion is well.
         """
         old, new = self.champion, self.challenger
         evidence = {"requests": new.requests, "errors": new.errors, "champion_errors": old.errors, "slow": new.slow}
         broken = self._broken()
         if broken:
             return Verdict(outcome="FAIL", reason=broken, evidence=evidence)
+        if new.requests < min_requests:
+            reason = f"{new.requests} of {min_requests} requests seen"
+            return Verdict(outcome="INCONCLUSIVE", reason=reason, evidence=evidence)
+        part = alpha / _TESTS
         tests = [
-            self._rates("error rate", old.errors, new.errors, alpha / 6, evidence, RATE_TOLERANCE),
-            self._rates(f"share slower than {SLOW_MS:.0f} ms", old.slow, new.slow, alpha / 6, evidence, 0.05),
-            self._losses(alpha / 6, evidence),
+            self._rates("error rate", old.errors, new.errors, part, evidence, RATE_TOLERANCE),
+            self._rates(f"share slower than {SLOW_MS:.0f} ms", old.slow, new.slow, part, evidence, 0.05),
+            self._losses(part, evidence),
+            self._scores(part, evidence),
         ]
         failed = [reason for reason in tests if reason]
         if failed:
             return Verdict(outcome="FAIL", reason="; ".join(failed), evidence=evidence)
-        if new.requests < min_requests:
-            reason = f"{new.requests} of {min_requests} requests seen"
-            return Verdict(outcome="INCONCLUSIVE", reason=reason, evidence=evidence)
         return self._proof(alpha, evidence)
+
+    def better(self, min_labels: int, alpha: float = ALPHA) -> Verdict:
+        """Is the challenger's mean loss lower (``PASS``) or higher (``FAIL``), beyond chance? For an A/B test."""
+        old, new = self.champion, self.challenger
+        evidence: dict[str, Any] = {"labels": new.loss_n, "champion_labels": old.loss_n}
+        if min(old.loss_n, new.loss_n) < min_labels:
+            reason = f"{new.loss_n} and {old.loss_n} of {min_labels} labels came"
+            return Verdict(outcome="INCONCLUSIVE", reason=reason, evidence=evidence)
+        r_old, r_new = loss_radius(old, alpha / 4), loss_radius(new, alpha / 4)
+        evidence |= {"mean loss": [new.mean_loss, r_new], "champion_mean loss": [old.mean_loss, r_old]}
+        reason = f"mean loss {new.mean_loss:.3f} ± {r_new:.3f}, the champion's {old.mean_loss:.3f} ± {r_old:.3f}"
+        apart = abs(new.mean_loss - old.mean_loss) > r_old + r_new
+        if not apart:
+            return Verdict(outcome="INCONCLUSIVE", reason=f"{reason}: not yet told from chance", evidence=evidence)
+        outcome: Literal["PASS", "FAIL"] = "PASS" if new.mean_loss < old.mean_loss else "FAIL"
+        return Verdict(outcome=outcome, reason=reason, evidence=evidence)
+
+    def pairs(self, min_labels: int, alpha: float = ALPHA) -> Verdict:
+        """The challenger's loss minus the champion's on the same labelled rows: ``FAIL`` when it is above 0 beyond
+        chance, ``PASS`` when it is beyond chance below :data:`LOSS_TOLERANCE` on ``min_labels`` rows or more."""
+        new = self.challenger
+        evidence: dict[str, Any] = {"pairs": new.gap_n}
+        if new.gap_n == 0:
+            return Verdict(outcome="INCONCLUSIVE", reason=f"0 of {min_labels} labelled pairs came", evidence=evidence)
+        gap, radius = new.gap_sum / new.gap_n, paired_radius(new.gap_n, new.gap_sumsq, alpha / 2)
+        evidence |= {"loss difference": [gap, radius]}
+        reason = f"loss {gap:+.3f} ± {radius:.3f} against the other version on the same {new.gap_n} rows"
+        if gap - radius > 0.0:
+            return Verdict(outcome="FAIL", reason=reason, evidence=evidence)
+        if new.gap_n >= min_labels and gap + radius <= LOSS_TOLERANCE:
+            return Verdict(outcome="PASS", reason=reason, evidence=evidence)
+        return Verdict(outcome="INCONCLUSIVE", reason=reason, evidence=evidence)
 
     def _broken(self) -> str:
         old, new = self.champion, self.challenger
@@ -179,6 +227,12 @@ class Comparison:
 
     def _losses(self, alpha: float, evidence: dict[str, Any]) -> str:
         old, new = self.champion, self.challenger
+        if new.gap_n:  # identical rows tell more than two samples, and do not mind if the world changes in between
+            gap, radius = new.gap_sum / new.gap_n, paired_radius(new.gap_n, new.gap_sumsq, alpha)
+            evidence["paired loss"] = [gap, radius, new.gap_n]
+            if gap - radius <= LOSS_TOLERANCE:
+                return ""
+            return f"loss {gap:+.3f} ± {radius:.3f} against the champion on the same {new.gap_n} rows"
         if not old.loss_n or not new.loss_n:
             return ""
         r_old, r_new = loss_radius(old, alpha), loss_radius(new, alpha)
@@ -189,6 +243,32 @@ class Comparison:
         if new.mean_loss - r_new <= old.mean_loss + r_old + LOSS_TOLERANCE:
             return ""
         return f"mean loss {new.mean_loss:.3f} ± {r_new:.3f}, the champion's {old.mean_loss:.3f} ± {r_old:.3f}"
+
+    def _scores(self, alpha: float, evidence: dict[str, Any]) -> str:
+        """The reason when the scores cannot be of the same thing: another unit, a constant, another target. A good
+        challenger may well differ, so only what no retraining explains is refused."""
+        old, new = self.champion, self.challenger
+        if min(old.score_n, new.score_n) < SCORE_ROWS:
+            return ""
+        (mean_old, var_old), (mean_new, var_new) = (
+            _moments(stats.score_n, stats.score_sum, stats.score_sumsq) for stats in (old, new)
+        )
+        if new.pair_n >= SCORE_ROWS:
+            shift, variance = _moments(new.pair_n, new.pair_sum, new.pair_sumsq)
+            radius = asymptotic_radius(new.pair_n, variance, alpha)
+        else:
+            shift = mean_new - mean_old
+            radius = asymptotic_radius(old.score_n, var_old, alpha) + asymptotic_radius(new.score_n, var_new, alpha)
+        spread_old, spread_new = math.sqrt(var_old), math.sqrt(var_new)
+        evidence["score"] = {"challenger": [mean_new, spread_new], "champion": [mean_old, spread_old], "shift": shift}
+        if spread_old <= 1e-6 * abs(mean_old):  # one row asked again and again, or a constant: nothing to go by
+            return ""
+        if abs(shift) - radius > SCORE_SHIFT * max(spread_old, spread_new):
+            return f"scores {mean_new:.3g} ± {spread_new:.2g}, the champion's {mean_old:.3g} ± {spread_old:.2g}"
+        narrow, wide = sorted((spread_old, spread_new))
+        if wide > SCORE_SCALE * narrow:
+            return f"scores spread by {spread_new:.2g}, the champion's by {spread_old:.2g}"
+        return ""
 
     def _proof(self, alpha: float, evidence: dict[str, Any]) -> Verdict:
         """No harm was shown; has enough been seen to say that there is none to speak of?"""
@@ -206,46 +286,12 @@ class Comparison:
         return Verdict(outcome="PASS", reason=reason, evidence=evidence)
 
 
-def rate_interval(bad: int, n: int, alpha: float) -> tuple[float, float]:
-    """The beta-binomial mixture confidence sequence for a rate, at one look: all ``p`` whose mixture likelihood ratio
-    stays below ``1/alpha``. Without observations it is (0, 1)."""
-    if n == 0:
-        return 0.0, 1.0
-    good = n - bad
-    mixture = _log_beta(bad + 0.5, good + 0.5) - _log_beta(0.5, 0.5)
-    limit = -math.log(alpha)
-
-    def refuted(p: float) -> bool:
-        return mixture - (bad * math.log(p) if bad else 0.0) - (good * math.log1p(-p) if good else 0.0) >= limit
-
-    centre = min(1 - 1e-12, max(1e-12, bad / n))
-    low = 0.0 if bad == 0 else _edge(refuted, 1e-15, centre)
-    high = 1.0 if good == 0 else _edge(refuted, 1 - 1e-15, centre)
-    return low, high
-
-
 def loss_radius(stats: VariantStats, alpha: float) -> float:
-    """One-sided radius of the stitched empirical-Bernstein sequence for a mean of values in [0, 1]."""
-    n = stats.loss_n
-    variance = stats.loss_sumsq - 2 * _LOSS_CENTRE * stats.loss_sum + n * _LOSS_CENTRE**2
-    v = max(1.0, variance)
-    # eta = 2, s = 1.4, m = 1; 3.1055 is zeta(1.4).
-    level = 1.4 * math.log(max(math.log(2 * v), 1e-9)) + math.log(3.1055 / (alpha * math.log(2) ** 1.4))
-    k1, k2 = (2**0.25 + 2**-0.25) / math.sqrt(2), (math.sqrt(2) + 1) / 2
-    return (math.sqrt(k1**2 * v * level + (k2 * level) ** 2) + k2 * level) / n
+    """One-sided radius of the sequence for the mean loss."""
+    return mean_radius(stats.loss_n, stats.loss_sum, stats.loss_sumsq, alpha)
 
 
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def _edge(refuted: Any, outside: float, inside: float) -> float:
-    if not refuted(outside):
-        return outside
-    for _ in range(60):
-        middle = (outside + inside) / 2
-        if refuted(middle):
-            outside = middle
-        else:
-            inside = middle
-    return outside
+def _moments(n: int, total: float, sumsq: float) -> tuple[float, float]:
+    """Mean and variance."""
+    mean = total / n
+    return mean, max(0.0, sumsq / n - mean * mean)

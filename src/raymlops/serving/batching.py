@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.data.schema import DataContract
+from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError
 from raymlops.serving.protocol import Row
 
@@ -24,9 +24,12 @@ class Model(Protocol):
     @property
     def contract(self) -> DataContract: ...
 
+    @property
+    def inputs(self) -> tuple[Column, ...]: ...
+
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
 
-    def predict_rows(self, rows: list[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]: ...
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]: ...
 
     def score(self, prediction: npt.NDArray[Any]) -> npt.NDArray[np.float64]: ...
 
@@ -59,7 +62,7 @@ class Answer:
         )
 
 
-def answer_rows(model: Model, rows: list[Row]) -> Answer:
+def answer_rows(model: Model, rows: Sequence[Row]) -> Answer:
     """Encode, predict and phrase the answer.
 
     Raises
@@ -74,8 +77,8 @@ def answer_rows(model: Model, rows: list[Row]) -> Answer:
     return Answer(x, np.asarray(model.score(prediction), dtype=np.float64), finite, predictions, probabilities)
 
 
-Run = Callable[[list[Row]], "Answer | Awaitable[Answer]"]
-_Waiting = tuple[list[Row], "asyncio.Future[Answer]"]
+Run = Callable[[Sequence[Row]], "Answer | Awaitable[Answer]"]
+_Waiting = tuple[Sequence[Row], "asyncio.Future[Answer]"]
 
 
 class TickBatcher:
@@ -94,7 +97,7 @@ class TickBatcher:
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, rows: list[Row]) -> Answer:
+    async def submit(self, rows: Sequence[Row]) -> Answer:
         """The answer to these rows alone; raises what :attr:`run` raises for them."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()

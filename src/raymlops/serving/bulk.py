@@ -239,8 +239,10 @@ class _Sample:
         full = self._kept is not None and len(self._kept[0]) == self._limit
         open_to = np.flatnonzero(drawn < self._kept[0].max()) if self._kept is not None and full else np.arange(len(x))
         some = open_to[np.sort(np.argsort(drawn[open_to], kind="stable")[: self._limit])]
-        fresh = (drawn[some], x[some], scores[some])
-        kept = fresh if self._kept is None else tuple(map(np.concatenate, zip(self._kept, fresh, strict=True)))
+        fresh: tuple[npt.NDArray[Any], ...] = (drawn[some], x[some], scores[some])
+        kept = fresh
+        if self._kept is not None:
+            kept = tuple(np.concatenate([a, b]) for a, b in zip(self._kept, fresh, strict=True))
         best = np.sort(np.argsort(kept[0], kind="stable")[: self._limit])
         self._kept = tuple(values[best] for values in kept)
 

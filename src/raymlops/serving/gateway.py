@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from raymlops.clock import Clock, SystemClock
 from raymlops.errors import (
     ContractViolation,
+    DeadlineExceeded,
     LabelConflict,
     MethodNotAllowed,
+    ModelFault,
+    NotReady,
     Overloaded,
     RaymlopsError,
+    RequestTimeout,
     UnknownPath,
     UnknownRequest,
+    UnknownVersion,
 )
+from raymlops.serving import arrow, invocations, openapi
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.http import (
     ClientGone,
@@ -39,12 +47,11 @@ from raymlops.serving.http import (
     read_body,
     respond,
 )
+from raymlops.serving.inference import describe_model, describe_server, format_infer, infer_error, parse_infer
 from raymlops.serving.protocol import (
     PredictRequest,
     check_media,
-    describe_model,
-    format_infer,
-    parse_infer,
+    error_body,
     parse_labels,
     parse_rows,
     request_id_of,
@@ -58,6 +65,8 @@ from raymlops.store import LabelRow
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 2048
+_OTHER_MEDIA = {"/predict": arrow.MEDIA, "/invocations": b"text/csv"}
+_VERSION = re.compile(r"/versions/([0-9]{1,18})(?=/|$)")
 
 
 class Gateway:
@@ -92,6 +101,7 @@ class Gateway:
         self._variants = Variants(endpoint, packages, challengers, self._recorder, timeout_s)
         self._flusher: asyncio.Task[None] | None = None
         self._in_flight = 0
+        self._draining = False
         self._errors = 0
         self._started = self._clock.monotonic()
         self._routes = self._table()
@@ -104,12 +114,19 @@ class Gateway:
             "/status": {"GET": self._status},
             "/health/live": {"GET": self._live},
             "/health/ready": {"GET": self._ready},
+            "/openapi.json": {"GET": self._openapi},
+            "/invocations": {"POST": self._invocations},
+            "/ping": {"GET": self._ping},
+            "/version": {"GET": self._mlflow_version},
             "/v2": {"GET": self._server},
             "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
             model: {"GET": self._describe},
             f"{model}/ready": {"GET": self._ready},
             f"{model}/infer": {"POST": self._infer},
+            f"{model}/versions/V": {"GET": self._describe},
+            f"{model}/versions/V/ready": {"GET": self._ready},
+            f"{model}/versions/V/infer": {"POST": self._infer},
         }
 
     # --- life ---------------------------------------------------------------------------------------
@@ -118,6 +135,10 @@ class Gateway:
         """Begin to write the prediction log. Calling it again does nothing."""
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.ensure_future(self._recorder.run())
+
+    def drain(self) -> None:
+        """Say from now on that this gateway is not ready, and end each connection with its next answer."""
+        self._draining = True
 
     async def close(self) -> None:
         """Write what waits and stop. The application still answers afterwards, but nothing is logged any more."""
@@ -184,70 +205,115 @@ class Gateway:
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        path: str = scope["path"]
+        response = await self._answered(path, scope["method"], headers, receive)
+        if not response.headers or response.headers[0][0] != b"x-request-id":
+            given = request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
+            response = replace(response, headers=((b"x-request-id", given.encode()), *response.headers))
+        if self._draining:
+            response = replace(response, headers=(*response.headers, (b"connection", b"close")))
+        return response
+
+    async def _answered(self, path: str, method: str, headers: dict[bytes, bytes], receive: Receive) -> Response:
+        own = path[len(self.endpoint) + 1 :] if path.startswith(f"/{self.endpoint}/") else path
+        reading = False
+        extra: tuple[tuple[bytes, bytes], ...] = ()
         try:
-            handler = self._find(scope["path"], scope["method"])
+            handler, version = self._find(own, path, method)
             if self._in_flight > MAX_IN_FLIGHT:
                 raise Overloaded(f"{self.endpoint} is answering {MAX_IN_FLIGHT} requests already. Try again later.")
             async with Deadline(self.limits.deadline):
-                body = b""
-                if scope["method"] == "POST":
-                    check_media(headers)
+                body = media = b""
+                if method == "POST":
+                    media = check_media(headers, _OTHER_MEDIA.get(own, b""))
+                    reading = True
                     body = await read_body(headers, receive, self.limits.max_body_bytes)
-                return await handler(Request(headers, body))
-        except MethodNotAllowed as error:
-            return error_response(error, ((b"allow", ", ".join(error.details["allow"]).encode()),))
+                    reading = False
+                return await handler(Request(headers, body, media, version))
         except RaymlopsError as error:
-            return error_response(error)
+            problem = error
         except ClientGone:
             raise
         except Exception:
-            log.exception("%s: %s %s failed", self.endpoint, scope["method"], scope["path"])
-            return error_response(RaymlopsError("The gateway failed on this request; its log says why."))
+            log.exception("%s: %s %s failed", self.endpoint, method, path)
+            problem = RaymlopsError("The gateway failed on this request; its log says why.")
+        if isinstance(problem, DeadlineExceeded) and reading:
+            problem = RequestTimeout(f"The body was not complete within {self.limits.deadline:g} s: send it faster.")
+        elif isinstance(problem, MethodNotAllowed):
+            extra = ((b"allow", ", ".join(problem.details["allow"]).encode()),)
+        elif isinstance(problem, (ContractViolation, ModelFault)) and self._variants.champion is not None:
+            extra = _version_headers(self._variants.champion.version, "champion")
+        return error_response(problem, extra, _error_body(own))
 
-    def _find(self, path: str, method: str) -> Callable[[Request], Awaitable[Response]]:
-        own = f"/{self.endpoint}/"
-        route = self._routes.get(path[len(own) - 1 :] if path.startswith(own) else path)
-        if route is None:
+    def _find(self, own: str, path: str, method: str) -> tuple[Callable[[Request], Awaitable[Response]], int | None]:
+        """The handler, and the version that the path names."""
+        version = None
+        if own not in self._routes and (named := _VERSION.search(own)):
+            version = int(named[1])
+            own = f"{own[: named.start()]}/versions/V{own[named.end() :]}"
+        route = self._routes.get(own)
+        if route is None or (version is None and own.find("/versions/V") >= 0):
             raise UnknownPath(
-                f"There is nothing at {path[:200]!r}. {self.endpoint!r} has: POST /{self.endpoint}/predict "
-                f"and /{self.endpoint}/feedback, GET /{self.endpoint}/status, POST /v2/models/{self.endpoint}/infer."
+                f"There is nothing at {path[:200]!r}. {self.endpoint!r} has: POST /{self.endpoint}/predict, /feedback and "
+                f"/invocations, GET /{self.endpoint}/status and /openapi.json, POST /v2/models/{self.endpoint}/infer."
             )
         handler = route.get(method)
         if handler is None:
             allow = sorted(route)
             raise MethodNotAllowed(f"{path[:200]} takes {' or '.join(allow)}, not {method[:20]}.", {"allow": allow})
-        return handler
+        return handler, version
 
     # --- predictions --------------------------------------------------------------------------------
 
     async def _predict(self, request: Request) -> Response:
-        parsed = parse_rows(request.body, self.limits.max_rows)
-        served = await self._serve(parsed, request.headers)
-        body = {
-            "request_id": served.request_id,
-            "version": served.version,
-            "variant": served.variant,
-            "predictions": served.answer.predictions,
-            "probabilities": served.answer.probabilities,
-        }
-        return json_response(body, headers=_served_headers(served))
+        width = len(self._variants.require_champion().model.inputs)
+        if request.media == arrow.MEDIA:
+            parsed = arrow.parse_table(request.body, self.limits.max_rows)
+        else:
+            parsed = parse_rows(request.body, self.limits.max_rows, width)
+        served = await self._serve(parsed, request)
+        answer = served.answer
+        facts: Any = (served.request_id, served.version, served.variant, answer.predictions, answer.probabilities)
+        if arrow.MEDIA in request.headers.get(b"accept", b""):
+            return Response(200, arrow.format_table(self.endpoint, *facts), _served_headers(served), arrow.MEDIA)
+        names = ("request_id", "version", "variant", "predictions", "probabilities")
+        return json_response(dict(zip(names, facts, strict=True)), headers=_served_headers(served))
 
     async def _infer(self, request: Request) -> Response:
-        columns = self._variants.require_champion().model.contract.names
+        columns = [column.name for column in self._variants.require_champion().model.inputs]
         parsed = parse_infer(request.body, columns, self.limits.max_rows)
-        served = await self._serve(parsed, request.headers)
-        answer = served.answer
-        body = format_infer(self.endpoint, served.version, served.request_id, answer.predictions, answer.probabilities)
+        served = await self._serve(parsed, request)
+        body = format_infer(
+            self.endpoint,
+            served.version,
+            served.request_id,
+            served.answer.predictions,
+            served.answer.probabilities,
+            parsed.outputs,
+        )
         return json_response(body, headers=_served_headers(served))
 
-    async def _serve(self, request: PredictRequest, headers: dict[bytes, bytes]) -> Served:
+    async def _invocations(self, request: Request) -> Response:
+        columns = self._variants.require_champion().model.inputs
+        if request.media == b"text/csv":
+            parsed = invocations.parse_csv(request.body, columns, self.limits.max_rows)
+        else:
+            names = [column.name for column in columns]
+            parsed = invocations.parse_invocations(request.body, names, self.limits.max_rows)
+        served = await self._serve(parsed, request)
+        return json_response(invocations.format_invocations(served.answer.predictions), headers=_served_headers(served))
+
+    async def _serve(self, parsed: PredictRequest, request: Request) -> Served:
         """Choose the variant, get its answer or the champion's in its place, and remember it."""
         started = time.perf_counter()
         self._variants.require_champion()
-        own = request.request_id or request_id_of(headers.get(b"x-request-id", b"").decode("latin-1"))
-        version, variant, answer = await self._variants.answer(request)
+        own = parsed.request_id or request_id_of(request.headers.get(b"x-request-id", b"").decode("latin-1"))
+        if request.version is None:
+            version, variant, answer = await self._variants.answer(parsed, own)
+        else:
+            version, variant, answer = await self._variants.answer_by(request.version, parsed.rows)
         now = time.perf_counter()
-        served = Served(own, request.rows, answer, version, variant, self._clock.now(), (now - started) * 1000.0)
+        served = Served(own, parsed.rows, answer, version, variant, self._clock.now(), (now - started) * 1000.0)
         self._recorder.served(served)
         return served
 
@@ -316,23 +382,63 @@ class Gateway:
     async def _live(self, _request: Request) -> Response:
         return json_response({"live": True})
 
-    async def _ready(self, _request: Request) -> Response:
-        champion = self._variants.require_champion()
-        return json_response({"name": self.endpoint, "ready": True, "version": champion.version})
+    async def _ready(self, request: Request) -> Response:
+        version = self._ready_version(request.version)
+        return json_response({"name": self.endpoint, "ready": True, "version": version})
+
+    async def _ping(self, _request: Request) -> Response:
+        self._ready_version(None)
+        return Response(200, b"\n", media=b"text/plain")
+
+    async def _mlflow_version(self, _request: Request) -> Response:
+        return Response(200, invocations.mlflow_version().encode(), media=b"text/plain")
 
     async def _server(self, _request: Request) -> Response:
-        return json_response({"name": "raymlops", "version": "2", "extensions": []})
+        return json_response(describe_server())
 
-    async def _describe(self, _request: Request) -> Response:
+    async def _describe(self, request: Request) -> Response:
         champion = self._variants.require_champion()
-        contract = champion.model.contract
-        columns = [(column.name, column.kind) for column in contract.columns]
-        return json_response(describe_model(self.endpoint, [champion.version], columns, contract.task))
+        self._check_version(request.version)
+        model = champion.model
+        return json_response(describe_model(self.endpoint, self._served_versions(), model.inputs, model.contract))
+
+    async def _openapi(self, _request: Request) -> Response:
+        champion = self._variants.require_champion()
+        model = champion.model
+        page = openapi.document(self.endpoint, champion.version, model.inputs, model.contract, self.limits)
+        return json_response(page)
+
+    def _ready_version(self, version: int | None) -> int:
+        champion = self._variants.require_champion()
+        if self._draining:
+            raise NotReady(f"This gateway of {self.endpoint} is shutting down. Another one answers.")
+        self._check_version(version)
+        return champion.version if version is None else version
+
+    def _check_version(self, version: int | None) -> None:
+        if version is not None and version not in self._served_versions():
+            known = ", ".join(map(str, self._served_versions()))
+            raise UnknownVersion(f"{self.endpoint} does not serve version {version}; it serves {known}.")
+
+    def _served_versions(self) -> list[int]:
+        """Versions a path may name: the champion, and a challenger that answers requests."""
+        split = self._variants.split
+        if split is None:
+            return []
+        visible = split.challenger is not None and not split.shadow
+        return [split.champion, *([split.challenger] if visible and split.challenger is not None else [])]
 
 
 def _served_headers(served: Served) -> tuple[tuple[bytes, bytes], ...]:
-    return (
-        (b"x-request-id", served.request_id.encode()),
-        (b"x-raymlops-version", b"%d" % served.version),
-        (b"x-raymlops-variant", served.variant.encode()),
-    )
+    return ((b"x-request-id", served.request_id.encode()), *_version_headers(served.version, served.variant))
+
+
+def _version_headers(version: int, variant: str) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"x-raymlops-version", b"%d" % version), (b"x-raymlops-variant", variant.encode()))
+
+
+def _error_body(own: str) -> Callable[[RaymlopsError], bytes]:
+    """Each protocol words its errors in its own way."""
+    if own == "/v2" or own.startswith("/v2/"):
+        return infer_error
+    return invocations.invocations_error if own in ("/invocations", "/ping", "/version") else error_body

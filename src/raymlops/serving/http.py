@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from raymlops.errors import DeadlineExceeded, MalformedRequest, RaymlopsError, Retryable, TooLarge
+from raymlops.errors import DeadlineExceeded, MalformedRequest, RaymlopsError, RequestTimeout, Retryable, TooLarge
 from raymlops.serving.protocol import dump, error_body, error_status
 
 Scope = MutableMapping[str, Any]
@@ -19,19 +19,28 @@ Header = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose body has been read; header names are lower case."""
+    """A request whose body has been read; header names are lower case.
+
+    Attributes
+    ----------
+    media : what the body is, where a handler takes more than JSON
+    version : the version its path asks for
+    """
 
     headers: dict[bytes, bytes]
     body: bytes
+    media: bytes = b""
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status, JSON bytes, and headers besides content type and length."""
+    """Status, the body's bytes, headers besides content type and length, and what the body is."""
 
     status: int
     body: bytes
     headers: tuple[Header, ...] = ()
+    media: bytes = b"application/json"
 
 
 class ClientGone(Exception):
@@ -42,14 +51,16 @@ def json_response(content: Any, status: int = 200, headers: tuple[Header, ...] =
     return Response(status, dump(content), headers)
 
 
-def error_response(error: RaymlopsError, headers: tuple[Header, ...] = ()) -> Response:
-    """The documented error body; what may succeed later says when to try again."""
+def error_response(
+    error: RaymlopsError, headers: tuple[Header, ...] = (), body: Callable[[RaymlopsError], bytes] = error_body
+) -> Response:
+    """The error as ``body`` words it, and its code in a header; what may succeed later says when to try again."""
     status = error_status(error)
     if isinstance(error, Retryable) and status in (429, 503):
         headers = (*headers, (b"retry-after", b"1"))
-    if isinstance(error, TooLarge):
+    if isinstance(error, (TooLarge, RequestTimeout)):
         headers = (*headers, (b"connection", b"close"))  # the rest of the body is not read
-    return Response(status, error_body(error), headers)
+    return Response(status, body(error), (*headers, (b"x-raymlops-error", error.code.encode())))
 
 
 async def respond(send: Send, response: Response) -> None:
@@ -58,7 +69,7 @@ async def respond(send: Send, response: Response) -> None:
             "type": "http.response.start",
             "status": response.status,
             "headers": [
-                (b"content-type", b"application/json"),
+                (b"content-type", response.media),
                 (b"content-length", b"%d" % len(response.body)),
                 *response.headers,
             ],

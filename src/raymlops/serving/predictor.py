@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.features import FeatureFunction, apply_features
-from raymlops.data.schema import DataContract
+from raymlops.data.raw import check_raw
+from raymlops.data.schema import Column, DataContract
+from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
 from raymlops.registry.package import Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
@@ -28,6 +30,7 @@ class Predictor:
     ----------
     contract : the columns the model takes, after ``features``
     features : the user's function from request rows to those columns, or ``None``
+    raw : the columns ``features`` was trained on, where the package knows them; requests may hold no others
     manifest : of the package
     version : the number the caller gave, 0 when none
     """
@@ -44,6 +47,7 @@ class Predictor:
         self.features = features
         self.manifest = manifest
         self.version = 0
+        self.raw: tuple[Column, ...] | None = None
         self._runtime = runtime
         self._folder = folder
         self._reference: Reference | None = None
@@ -66,9 +70,16 @@ class Predictor:
         features = pickle.loads((root / "features.pkl").read_bytes()) if "features.pkl" in manifest.files else None
         loaded = cls(runtime, contract, features, manifest, root)
         loaded.version = version
+        if "raw.json" in manifest.files:
+            loaded.raw = tuple(Column.from_dict(item) for item in json.loads((root / "raw.json").read_bytes()))
         # The first call is slow in every library; no request should be the one to pay for it.
         loaded.predict(np.zeros((1, len(contract.columns)), dtype=np.float32))
         return loaded
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """What a request row holds: the contract's columns, or what ``features`` makes them of."""
+        return self.raw or self.contract.columns
 
     @property
     def reference(self) -> Reference:
@@ -84,13 +95,18 @@ class Predictor:
         ------
         ContractViolation : rows that break the contract, or that ``features`` cannot work on
         """
+        table = rows.table if isinstance(rows, TableRows) else None
         if self.features is None:
+            if table is not None:
+                return encode_table_rows(self.contract, table)
             encoded: npt.NDArray[np.float32] = self.contract.encode_rows(rows)
             return encoded
         import pandas as pd
 
+        if self.raw is not None:
+            check_raw(self.raw, rows)
         try:
-            made = apply_features(self.features, pd.DataFrame(list(rows)))
+            made = apply_features(self.features, pd.DataFrame(list(rows)) if table is None else table.to_pandas())
         except DataError as error:
             raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
         return self.contract.encode(made)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-import uvicorn
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from raymlops.errors import ConfigError, NotReady, RaymlopsError, UnknownEndpoint, UnknownVersion
+from raymlops.errors import NotReady, RaymlopsError, UnknownEndpoint, UnknownVersion
 from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict, warm
@@ -35,9 +33,12 @@ from raymlops.serving.http import (
     read_body,
     respond,
 )
+from raymlops.serving.inference import describe_server, infer_error
+from raymlops.serving.listener import DRAIN_S, Listener, bind
 from raymlops.serving.predictor import Predictor
-from raymlops.serving.protocol import Row
+from raymlops.serving.protocol import Row, error_body, request_id_of
 from raymlops.serving.recorder import without_rows
+from raymlops.serving.retry import retried
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -47,9 +48,10 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 10.0
 RETRY_S = 0.5
-DRAIN_S = 5
+NOTICE_S = 0.5
 MAX_UNREAD_BATCHES = 8
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+_SERVER = {"/v2": None, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
 _MODEL_PATH = re.compile(r"/v2/models/([a-z0-9][a-z0-9_-]{0,62})(?:/|$)")
 
 
@@ -96,20 +98,28 @@ class RayChallengers:
         self._endpoint = endpoint
         self._handles: dict[int, Any] = {}
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
-        """One handle call for the whole batch; errors of the version come back as they were raised."""
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
+        """One handle call for the whole batch; errors of the version come back as they were raised. When the replica
+        dies under it, another replica of the same version is asked while time is left."""
+        body = await retried(lambda: self._ask(version, rows), _died, timeout_s)
+        if isinstance(body, RaymlopsError):
+            raise body
+        return as_answer(body)
+
+    async def _ask(self, version: int, rows: Sequence[Row]) -> Any:
         handle: Any = self._handles.get(version)
         if handle is None:
             handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
             self._handles = {version: handle}
         try:
-            body = await handle.predict.remote(rows)
+            return await handle.predict.remote(rows)
         except Exception:
             self._handles.pop(version, None)  # a handle may outlive its app; the next call looks it up again
             raise
-        if isinstance(body, RaymlopsError):
-            raise body
-        return as_answer(body)
+
+
+def _died(error: Exception) -> bool:
+    return isinstance(error, ray.exceptions.RayActorError)
 
 
 class StewardSink:
@@ -142,7 +152,7 @@ class VersionReplica:
         store.close()
         warm(self._model)
 
-    async def predict(self, rows: list[Row]) -> dict[str, Any] | RaymlopsError:
+    async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
         try:
             return as_dict(answer_rows(self._model, rows))
@@ -157,7 +167,7 @@ class GatewayReplica:
     """
 
     def __init__(self, endpoint: str, settings: Settings, serving: Serving, port: int | None) -> None:
-        self._endpoint, self._port, self._host = endpoint, port, settings.http_host
+        self._endpoint, self._port, self._host, self._limits = endpoint, port, settings.http_host, serving
         self._store = Store(settings.store)
         self._sink = StewardSink()
         self._gateway = Gateway(
@@ -169,7 +179,7 @@ class GatewayReplica:
             sink=self._sink,
             limits=serving,
         )
-        self._listener: uvicorn.Server | None = None
+        self._listener: Listener | None = None
         self._following: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
@@ -192,10 +202,10 @@ class GatewayReplica:
 
     async def forward(
         self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
-        """A request the router took for this endpoint; the answer as status, body and headers."""
+    ) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...], bytes]:
+        """A request the router took for this endpoint; the answer as status, body, headers and media type."""
         response = await self._gateway.handle(method, path, headers, body)
-        return response.status, response.body, response.headers
+        return response.status, response.body, response.headers, response.media
 
     def check_health(self) -> None:
         """Called by Serve; a replica whose listener or long poll has ended is replaced."""
@@ -217,39 +227,21 @@ class GatewayReplica:
                 return
 
     async def _close(self) -> None:
-        """Stop accepting, answer what is in flight, close what is idle, write what waits."""
+        """Say so to load balancers, stop accepting, answer what is in flight, close what is idle, write what waits."""
+        self._gateway.drain()
         if self._following is not None:
             self._following.cancel()
         if self._listener is not None and self._listening is not None:
+            await asyncio.sleep(NOTICE_S)
             self._listener.should_exit = True
             await asyncio.wait({self._listening}, timeout=DRAIN_S + 1)
         await self._gateway.close()
         self._store.close()
 
     def _listen(self, port: int) -> None:
-        listener = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            listener.bind((self._host, port))
-        except OSError as error:
-            listener.close()
-            raise ConfigError(
-                f"The gateway of {self._endpoint!r} cannot listen on {self._host}:{port}: {error}. Give port=0."
-            ) from error
-        config = uvicorn.Config(
-            self._gateway,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_S,
-            backlog=2048,
-        )
-        self._listener = uvicorn.Server(config)
-        self._listening = asyncio.ensure_future(self._listener.serve(sockets=[listener]))
+        listening = bind(self._host, port)
+        self._listener = Listener(self._gateway, self._limits)
+        self._listening = asyncio.ensure_future(self._listener.serve(sockets=[listening]))
 
     async def _follow(self) -> None:
         """Take each new traffic table as soon as the steward has it."""
@@ -298,13 +290,17 @@ class RouterReplica:
             except ClientGone:
                 return
             except RaymlopsError as error:
-                response = error_response(error)
+                own_id = ((b"x-request-id", request_id_of(None).encode()),)
+                v2 = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
+                response = error_response(error, own_id, infer_error if v2 else error_body)
             await respond(send, response)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response:
         path = scope["path"]
-        if path in ("/v2", "/v2/health/live", "/v2/health/ready"):
-            return json_response({"name": "raymlops", "version": "2", "extensions": [], "live": True, "ready": True})
+        if path in _SERVER:
+            return json_response(
+                _SERVER[path] or describe_server(), headers=((b"x-request-id", request_id_of(None).encode()),)
+            )
         match = _MODEL_PATH.match(path)
         if match is None:
             first = path.strip("/").split("/")[0]

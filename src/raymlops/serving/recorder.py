@@ -26,7 +26,7 @@ from raymlops.data.served import LOG_COLUMNS, PREFIX
 from raymlops.serving.analysis import StatsRecorder, VariantStats
 from raymlops.serving.batching import Answer
 from raymlops.serving.protocol import Row
-from raymlops.store import LabelOutcome, LabelRow, PredictionRow
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class PredictionStore(Protocol):
     """Where predictions wait for their labels; :class:`raymlops.store.Store` is one. Called from a thread."""
 
     def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None: ...
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None: ...
 
     def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]: ...
 
@@ -61,7 +63,7 @@ class Served:
     """One answered request."""
 
     request_id: str
-    rows: list[Row]
+    rows: Sequence[Row]
     answer: Answer
     version: int
     variant: str
@@ -74,6 +76,7 @@ class _Part:
     """Requests that are written together; its id makes writing it twice the same as once."""
 
     served: list[Served]
+    shadows: list[ShadowRow] = field(default_factory=list)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -98,6 +101,8 @@ class Recorder:
         self._store, self._files, self._sink, self._executor = store, files, sink, executor
         self._max_rows = max_rows
         self._served: list[Served] = []
+        self._shadows: list[ShadowRow] = []
+        self._pairs: dict[int, VariantStats] = {}
         self._rows = 0
         self._parts: list[_Part] = []
         self._ids: set[str] = set()
@@ -126,6 +131,25 @@ class Recorder:
     def request(self, version: int, latency_ms: float, *, error: bool = False, nonfinite: bool = False) -> None:
         """Count a request in its version's figures."""
         self._stats[version].request(latency_ms, error=error, nonfinite=nonfinite)
+
+    def shadowed(self, request_id: str, version: int, copy: Answer, served: Answer) -> None:
+        """What another version said of an answered request, beside the answer; both finite."""
+        scores = np.asarray(copy.scores, dtype=np.float64)
+        apart = scores - served.scores
+        sums = VariantStats(
+            score_n=len(scores),
+            score_sum=float(scores.sum()),
+            score_sumsq=float((scores * scores).sum()),
+            pair_n=len(apart),
+            pair_sum=float(apart.sum()),
+            pair_sumsq=float((apart * apart).sum()),
+        )
+        self._pairs[version] = self._pairs.get(version, VariantStats()) + sums
+        if len(self._shadows) + len(scores) <= self._max_rows:
+            self._shadows += [
+                ShadowRow(request_id=request_id, row_index=index, version=version, score=score)
+                for index, score in enumerate(scores.tolist())
+            ]
 
     def holds(self, request_ids: Iterable[str]) -> bool:
         """Whether rows of any of these requests are not in the store yet."""
@@ -165,8 +189,9 @@ class Recorder:
             self._full.clear()
             fresh, self._served = self._served, []
             self._tell(fresh)
-            if fresh:
-                self._parts.append(_Part(fresh))
+            copies, self._shadows = self._shadows, []
+            if fresh or copies:
+                self._parts.append(_Part(fresh, copies))
             loop = asyncio.get_running_loop()
             while self._parts:
                 part = self._parts[0]
@@ -176,6 +201,10 @@ class Recorder:
                 self._ids.difference_update(item.request_id for item in part.served)
 
     def _write_now(self, part: _Part) -> None:
+        if part.shadows:
+            self._store.add_shadows(self.endpoint, part.shadows)
+        if not part.served:
+            return
         self._store.add_predictions(self.endpoint, list(_prediction_rows(part.served)))
         day = time.strftime("%Y%m%d", time.gmtime(part.served[0].served_at))
         self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{part.id}.parquet", to_parquet(part.served))
@@ -208,6 +237,9 @@ class Recorder:
             sums = VariantStats(
                 score_n=len(scores), score_sum=float(scores.sum()), score_sumsq=float((scores * scores).sum())
             )
+            fresh[version] = fresh.get(version, VariantStats()) + sums
+        pairs, self._pairs = self._pairs, {}
+        for version, sums in pairs.items():
             fresh[version] = fresh.get(version, VariantStats()) + sums
         for version, stats in fresh.items():
             self._totals[version] = self._totals[version] + stats

@@ -1,81 +1,81 @@
-"""Canary: how a challenger is given traffic, declared; and the decision what to do next. Nothing here acts."""
+"""What to do next with a rollout: one decision from the policy, how far it is, and what both versions did.
+
+Pure functions of values and ``now``; nothing here acts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from raymlops.clock import seconds
-from raymlops.errors import ConfigError
+from raymlops.serving.policies import ABTest, Bandit, Policy, Shadow
+from raymlops.serving.policies import Canary as Canary
 
 if TYPE_CHECKING:
-    from raymlops.serving.analysis import Comparison
+    from raymlops.serving.analysis import Comparison, Verdict
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
-    """Weights a challenger goes through. Reaching 1 is the promotion: the challenger becomes the champion.
-
-    Attributes
-    ----------
-    weights : shares of the traffic, strictly rising, the last one 1
-    hold_s : least time at each weight, in seconds or as ``"30s"``
-    min_requests : least requests to the challenger, over the whole rollout, before its first step. A proof that
-        its error rate is not more than 10 points higher takes about 55 clean requests, so fewer changes nothing
-    max_wait_s : longest time at one weight; without a verdict by then the rollout is rolled back
-    approval : ``"manual"`` leaves the promotion to a person; the steps before it are taken all the same
-
-    Raises
-    ------
-    ConfigError : names the field, what was given, and what would be accepted
-    """
-
-    weights: tuple[float, ...] = (0.1, 0.5, 1.0)
-    hold_s: float | str = 30.0
-    min_requests: int = 100
-    max_wait_s: float | str = 3600.0
-    approval: Literal["auto", "manual"] = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", _checked(self.weights))
-        object.__setattr__(self, "hold_s", seconds(self.hold_s, "hold_s"))
-        object.__setattr__(self, "max_wait_s", seconds(self.max_wait_s, "max_wait_s"))
-        if not isinstance(self.min_requests, int) or isinstance(self.min_requests, bool) or self.min_requests < 1:
-            raise ConfigError(f"min_requests={self.min_requests!r} cannot be: give a whole number from 1.")
-        if float(self.max_wait_s) < float(self.hold_s):
-            raise ConfigError(
-                f"max_wait_s={self.max_wait_s} is shorter than hold_s={self.hold_s}: no rollout would succeed."
-            )
-        if self.approval not in ("auto", "manual"):
-            raise ConfigError(f"approval={self.approval!r} is unknown: give 'auto' or 'manual'.")
+_LEAST_CHANGE = 0.01  # of a bandit's share; smaller ones are not worth a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A rollout under way: at ``weights[step]`` since ``entered_at`` (wall time in seconds)."""
+    """A rollout under way.
+
+    Attributes
+    ----------
+    step : index of the policy's stage, entered at ``entered_at`` (wall time in seconds)
+    began_at : wall time of the first stage
+    weight, shadow : the challenger's share now, and whether of copies
+    held : a step waits for a person
+    approved : the next step was approved
+    """
 
     champion: int
     challenger: int
     step: int
     entered_at: float
     event_id: str
+    began_at: float = 0.0
+    weight: float = 0.0
+    shadow: bool = False
+    held: bool = False
+    approved: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirming:
+    """A provisional promotion since ``since``: ``previous`` answers copies of what ``champion`` answers.
+
+    Attributes
+    ----------
+    labels : labelled rows with both answers that decide
+    until : wall time after which the promotion stands without them
+    """
+
+    champion: int
+    previous: int
+    event_id: str
+    since: float
+    labels: int
+    until: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Stay at the present weight."""
+    """Stay as it is. With ``approval`` only a person's word is missing for the next step."""
 
     reason: str
+    approval: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """Go to ``weights[step]``."""
+    """Go to stage ``step``, or to another share within it."""
 
     step: int
     weight: float
     reason: str
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,39 +92,102 @@ class Rollback:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirm:
+    """A provisional promotion stands."""
+
+    reason: str
+
+
 Decision: TypeAlias = Hold | Advance | Promote | Rollback
 
 
-def decide(canary: Canary, rollout: Rollout, comparison: Comparison, now: float) -> Decision:
-    """What to do with a rollout at ``now`` (wall time in seconds), given what both variants did since it began."""
-    verdict = comparison.verdict(canary.min_requests)
+def decide(policy: Policy, rollout: Rollout, comparison: Comparison, now: float) -> Decision:
+    """What to do with a rollout at ``now`` (wall time in seconds), given what both versions did since it began."""
+    verdict = comparison.verdict(policy.min_requests)
     if verdict.outcome == "FAIL":
         return Rollback(reason=verdict.reason)
-    hold_s, max_wait_s, held = float(canary.hold_s), float(canary.max_wait_s), now - rollout.entered_at
+    match policy:
+        case ABTest():
+            decision = _ab_test(policy, rollout, comparison, verdict, now)
+        case Bandit():
+            decision = _bandit(policy, rollout, comparison, verdict, now)
+        case _:
+            decision = _stages(policy, rollout, comparison, verdict, now)
+    # A bandit moves its share by itself; what a person approves there is the end of it.
+    asked = isinstance(decision, Promote) or (isinstance(decision, Advance) and decision.step != rollout.step)
+    if policy.approval == "manual" and asked and not rollout.approved:
+        return Hold(reason=f"{decision.reason}; waits for a person to approve it", approval=True)
+    return decision
+
+
+def confirm(confirming: Confirming, comparison: Comparison, now: float) -> Hold | Confirm | Rollback:
+    """What to do with a provisional promotion, given the losses of both on the same rows.
+
+    It is revoked as soon as the new champion's loss is higher beyond chance (:meth:`Comparison.pairs`); when the asked
+    number of labelled pairs is there, by whether its mean loss is higher than tolerated.
+    """
+    from raymlops.serving.analysis import LOSS_TOLERANCE
+
+    verdict, new = comparison.pairs(confirming.labels), comparison.challenger
+    if verdict.outcome == "FAIL":
+        return Rollback(reason=verdict.reason)
+    if new.gap_n >= confirming.labels:
+        worse = new.gap_sum > LOSS_TOLERANCE * new.gap_n
+        return Rollback(reason=verdict.reason) if worse else Confirm(reason=verdict.reason)
+    if now >= confirming.until:
+        return Confirm(reason=f"no more than {new.gap_n} of {confirming.labels} labelled pairs came, none against it")
+    return Hold(reason=f"{new.gap_n} of {confirming.labels} labelled pairs")
+
+
+def _stages(policy: Policy, rollout: Rollout, comparison: Comparison, verdict: Verdict, now: float) -> Decision:
+    """Canary, blue-green and shadow: stage by stage, each held for its time and passed on a PASS."""
+    hold_s, held = float(policy.hold_s), now - rollout.entered_at
     if held < hold_s:
         return Hold(reason=f"at this weight for {max(0.0, held):.0f} of {hold_s:g} s")
+    if verdict.outcome == "PASS" and isinstance(policy, Shadow) and policy.min_labels:
+        verdict = comparison.pairs(policy.min_labels)
     if verdict.outcome == "PASS":
         following = rollout.step + 1
-        if following < len(canary.weights) and canary.weights[following] < 1.0:
-            return Advance(step=following, weight=canary.weights[following], reason=verdict.reason)
-        if canary.approval == "manual":
-            return Hold(reason=f"{verdict.reason}; waits for a person to promote it")
+        if following < len(policy.stages):
+            stage = policy.stages[following]
+            return Advance(step=following, weight=stage.weight, shadow=stage.shadow, reason=verdict.reason)
         return Promote(reason=verdict.reason)
-    if held >= max_wait_s:
-        return Rollback(reason=f"no verdict within {max_wait_s:g} s: {verdict.reason}")
-    return Hold(reason=verdict.reason)
+    return _in_time(policy, rollout, verdict.reason, rollout.entered_at, now)
 
 
-def _checked(weights: Iterable[float]) -> tuple[float, ...]:
-    example = "Give shares that rise strictly to 1, such as (0.1, 0.5, 1.0)."
-    try:
-        given = tuple(weights)
-        numbers = tuple(float(weight) for weight in given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"weights={weights!r} are not shares of the traffic. {example}") from error
-    if any(isinstance(weight, (bool, str)) for weight in given):
-        raise ConfigError(f"weights={given!r} are not shares of the traffic. {example}")
-    rising = all(low < high for low, high in zip((0.0, *numbers), numbers, strict=False))
-    if not numbers or not rising or numbers[-1] != 1.0:
-        raise ConfigError(f"weights={given!r} do not rise strictly to 1. {example}")
-    return numbers
+def _ab_test(policy: ABTest, rollout: Rollout, comparison: Comparison, verdict: Verdict, now: float) -> Decision:
+    better = comparison.better(policy.min_labels)
+    if better.outcome == "FAIL":
+        return Rollback(reason=better.reason)
+    if better.outcome == "PASS" and verdict.outcome == "PASS" and now - rollout.began_at >= float(policy.hold_s):
+        return Promote(reason=better.reason)
+    return _in_time(policy, rollout, better.reason, rollout.began_at, now)
+
+
+def _bandit(policy: Bandit, rollout: Rollout, comparison: Comparison, verdict: Verdict, now: float) -> Decision:
+    from raymlops.serving.bandit import probability_better
+
+    old, new = comparison.champion, comparison.challenger
+    if verdict.outcome != "PASS":
+        return _in_time(policy, rollout, verdict.reason, rollout.began_at, now)
+    if now - rollout.entered_at < float(policy.update_s):
+        return Hold(reason=f"share {rollout.weight:.2f}")
+    chance = probability_better(old, new)
+    reason = f"the challenger is better with probability {chance:.3f} (Bayesian, {new.loss_n} and {old.loss_n} labels)"
+    enough = min(old.loss_n, new.loss_n) >= policy.min_labels and now - rollout.began_at >= float(policy.hold_s)
+    if enough and chance > policy.confidence:
+        return Promote(reason=reason)
+    if enough and chance < 1.0 - policy.confidence:
+        return Rollback(reason=reason)
+    weight = min(policy.cap, max(policy.floor, chance))
+    if abs(weight - rollout.weight) >= _LEAST_CHANGE:
+        return Advance(step=rollout.step, weight=weight, reason=reason)
+    return _in_time(policy, rollout, reason, rollout.began_at, now)
+
+
+def _in_time(policy: Policy, rollout: Rollout, reason: str, since: float, now: float) -> Decision:
+    """Go on, until the time is up; a rollout that a person was asked about waits for the answer."""
+    if now - since >= float(policy.max_wait_s) and not (rollout.held or rollout.approved):
+        return Rollback(reason=f"no verdict within {float(policy.max_wait_s):g} s: {reason}")
+    return Hold(reason=reason)

@@ -21,6 +21,7 @@ class TrafficSplit:
     champion, challenger : versions
     weight : the challenger's share of the requests, 0 to 1; 0 means none, 1 means all
     shadow : the challenger gets its share as copies, and every answer is the champion's
+    warm : versions that stay loaded in the gateways beside the champion, so that going back is a pointer swap
 
     Raises
     ------
@@ -32,6 +33,7 @@ class TrafficSplit:
     challenger: int | None = None
     weight: float = 0.0
     shadow: bool = False
+    warm: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.weight, bool) or not (math.isfinite(self.weight) and 0.0 <= self.weight <= 1.0):
@@ -54,7 +56,7 @@ class TrafficSplit:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> TrafficSplit:
-        return cls(**body)
+        return cls(**{**body, "warm": tuple(body.get("warm", ()))})
 
 
 def draw(key: str, salt: str) -> float:

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady
+from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, UnknownVersion
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
 from raymlops.serving.protocol import PredictRequest, Row
 from raymlops.serving.recorder import Recorder
@@ -32,7 +32,7 @@ class PackageSource(Protocol):
 class Challengers(Protocol):
     """Versions that are served elsewhere."""
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer: ...
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer: ...
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Variants:
         self._loaded: dict[int, Loaded] = {}
         self._loading: dict[int, asyncio.Task[Loaded]] = {}
         self._isolated: dict[int, TickBatcher] = {}
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def split(self) -> TrafficSplit | None:
@@ -83,7 +83,7 @@ class Variants:
 
     @property
     def loaded(self) -> list[int]:
-        """Versions in this process: the champion and the one before it."""
+        """Versions in this process: the champion and those the table keeps warm."""
         return sorted(self._loaded)
 
     def require_champion(self) -> Loaded:
@@ -95,8 +95,9 @@ class Variants:
     async def apply(self, split: TrafficSplit) -> bool:
         """Take a traffic table; ``False`` when it is not newer than the one in force.
 
-        A new champion is loaded beside the old one and warmed before the first request goes to it. The old one stays
-        loaded, so that going back is a pointer swap. Raises what loading raises; the old table then stays in force.
+        A new champion is loaded beside the old one and warmed before the first request goes to it. Versions that the
+        table keeps warm stay loaded, so that going back is a pointer swap; others are let go. Raises what loading
+        raises; the old table then stays in force.
         """
         if self._split is not None and split.number <= self._split.number:
             return False
@@ -104,17 +105,32 @@ class Variants:
         # Nothing may come between this check and the swap: no await below.
         if self._split is not None and split.number <= self._split.number:
             return False
-        before = self._champion
-        if before is not None and before.version != champion.version:
-            self._loaded = {before.version: before}
-        self._loaded[champion.version] = champion
+        kept = {version: self._loaded[version] for version in split.warm if version in self._loaded}
+        self._loaded = kept | {champion.version: champion}
         self._champion, self._split = champion, split
-        kept = self._isolated.get(split.challenger) if split.challenger is not None else None
+        asked = self._isolated.get(split.challenger) if split.challenger is not None else None
         self._isolated = {}
         if split.challenger is not None:
-            self._isolated[split.challenger] = kept or TickBatcher(self._asker(split.challenger))
+            self._isolated[split.challenger] = asked or TickBatcher(self._asker(split.challenger))
+        for version in split.warm:
+            if version not in self._loaded:
+                self._warm_up(version)
         log.info("%s: table %d, champion %d", self.endpoint, split.number, split.champion)
         return True
+
+    def _warm_up(self, version: int) -> None:
+        """Load a version in the background, as after a restart of this process; without it a rollback loads it."""
+
+        async def work() -> None:
+            try:
+                loaded = await self._load(version)
+            except Exception as error:
+                log.warning("%s: version %d cannot be kept warm: %s", self.endpoint, version, error)
+                return
+            if self._split is not None and version in self._split.warm:
+                self._loaded.setdefault(version, loaded)
+
+        self._in_background(work())
 
     async def _load(self, version: int) -> Loaded:
         """One load a version at a time, however many tables ask for it."""
@@ -133,24 +149,27 @@ class Variants:
         model = await asyncio.get_running_loop().run_in_executor(None, work)
         return Loaded(version, model, TickBatcher(self._computer(model)))
 
-    def _computer(self, model: Model) -> Callable[[list[Row]], Answer | Awaitable[Answer]]:
-        def compute(rows: list[Row]) -> Answer | Awaitable[Answer]:
+    def _computer(self, model: Model) -> Callable[[Sequence[Row]], Answer | Awaitable[Answer]]:
+        def compute(rows: Sequence[Row]) -> Answer | Awaitable[Answer]:
             if len(rows) <= INLINE_ROWS:
                 return answer_rows(model, rows)
             return asyncio.get_running_loop().run_in_executor(None, answer_rows, model, rows)
 
         return compute
 
-    def _asker(self, version: int) -> Callable[[list[Row]], Awaitable[Answer]]:
-        def ask(rows: list[Row]) -> Awaitable[Answer]:
+    def _asker(self, version: int) -> Callable[[Sequence[Row]], Awaitable[Answer]]:
+        def ask(rows: Sequence[Row]) -> Awaitable[Answer]:
             return asyncio.wait_for(self._challengers.predict(version, rows, self._timeout_s), self._timeout_s)
 
         return ask
 
     # --- who answers ---------------------------------------------------------------------------------
 
-    async def answer(self, request: PredictRequest) -> tuple[int, str, Answer]:
+    async def answer(self, request: PredictRequest, request_id: str = "") -> tuple[int, str, Answer]:
         """Version, variant and answer for a request, by the table in force.
+
+        A copy for a shadow goes out when the champion has answered, so that the answer never waits for it; both are
+        remembered under ``request_id``.
 
         Raises
         ------
@@ -166,11 +185,26 @@ class Variants:
         if split.pick(u) != challenger:
             return await self._ask_champion(request.rows)
         if split.shadow:
-            self._shadow(challenger, request.rows)
-            return await self._ask_champion(request.rows)
+            result = await self._ask_champion(request.rows)
+            self._shadow(challenger, request.rows, request_id, result[2])
+            return result
         return await self._ask_challenger(challenger, request.rows)
 
-    async def _ask_champion(self, rows: list[Row]) -> tuple[int, str, Answer]:
+    async def answer_by(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
+        """As :meth:`answer`, by a version the caller names. A challenger that fails is still answered for by the champion.
+
+        Raises
+        ------
+        UnknownVersion : it is neither champion nor challenger
+        """
+        champion, split = self.require_champion(), self._split
+        if version == champion.version:
+            return await self._ask_champion(rows)
+        if split is not None and version == split.challenger and not split.shadow:
+            return await self._ask_challenger(version, rows)
+        raise UnknownVersion(f"{self.endpoint} does not serve version {version}; its champion is {champion.version}.")
+
+    async def _ask_champion(self, rows: Sequence[Row]) -> tuple[int, str, Answer]:
         """The champion's answer; failures of the model are counted, rows it cannot take are not."""
         champion = self.require_champion()
         started = time.perf_counter()
@@ -192,12 +226,13 @@ class Variants:
         self._count(champion.version, started)
         return champion.version, "champion", answer
 
-    async def _ask_challenger(self, version: int, rows: list[Row]) -> tuple[int, str, Answer]:
+    async def _ask_challenger(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
         """The challenger's answer, or the champion's when that one is no good."""
-        if version not in self._isolated:  # the table changed while this request was on its way
+        batcher = self._isolated.get(version)
+        if batcher is None:  # the table changed while this request was on its way
             return await self._ask_champion(rows)
         started = time.perf_counter()
-        answer, nonfinite, refused = await self._try_challenger(version, rows)
+        answer, nonfinite, refused = await self._try_challenger(version, batcher, rows)
         took_ms = (time.perf_counter() - started) * 1000.0
         if answer is not None:
             self._recorder.request(version, took_ms)
@@ -212,10 +247,12 @@ class Variants:
         self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
         return result
 
-    async def _try_challenger(self, version: int, rows: list[Row]) -> tuple[Answer | None, bool, bool]:
+    async def _try_challenger(
+        self, version: int, batcher: TickBatcher, rows: Sequence[Row]
+    ) -> tuple[Answer | None, bool, bool]:
         """The answer if it can be used; whether it was not finite; whether the rows were refused."""
         try:
-            answer = await self._isolated[version].submit(rows)
+            answer = await batcher.submit(rows)
         except DataError:
             return None, False, True
         except Exception as error:
@@ -225,21 +262,32 @@ class Variants:
             return None, False, False
         return (answer, False, False) if answer.finite.all() else (None, True, False)
 
-    def _shadow(self, version: int, rows: list[Row]) -> None:
-        """Let the challenger see a copy; what it says only counts."""
-        if len(self._shadows) >= MAX_SHADOWS:
+    def _shadow(self, version: int, rows: Sequence[Row], request_id: str, served: Answer) -> None:
+        """Let another version see a copy; what it says only counts."""
+        if len(self._background) >= MAX_SHADOWS or self._split is None:
             return
-        task = asyncio.ensure_future(self._shadow_now(version, rows))
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        # A former champion that is kept warm is asked in this process: its isolated deployment is gone.
+        here = self._loaded.get(version)
+        batcher = here.batcher if here is not None else None
+        if version not in self._split.warm:
+            batcher = self._isolated.get(version)
+        if batcher is not None:
+            self._in_background(self._shadow_now(version, batcher, rows, request_id, served))
 
-    async def _shadow_now(self, version: int, rows: list[Row]) -> None:
-        if version not in self._isolated:
-            return
+    async def _shadow_now(
+        self, version: int, batcher: TickBatcher, rows: Sequence[Row], request_id: str, served: Answer
+    ) -> None:
         started = time.perf_counter()
-        answer, nonfinite, refused = await self._try_challenger(version, rows)
+        answer, nonfinite, refused = await self._try_challenger(version, batcher, rows)
         if answer is not None or not refused:
             self._count(version, started, error=answer is None, nonfinite=nonfinite)
+        if answer is not None:
+            self._recorder.shadowed(request_id, version, answer, served)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _count(self, version: int, started: float, *, error: bool = False, nonfinite: bool = False) -> None:
         self._recorder.request(version, (time.perf_counter() - started) * 1000.0, error=error, nonfinite=nonfinite)

@@ -11,8 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.schema import Column, DataContract
+from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
+from raymlops.serving.spec import Serving
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 
 def small_contract() -> DataContract:
@@ -43,11 +48,18 @@ class FakeModel:
         self.probability, self.fault = probability, fault
         self.batches: list[int] = []
 
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        return self.contract.columns
+
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return np.full(len(x), self.probability)
 
     def predict_rows(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        x = self.contract.encode_rows(rows)
+        if isinstance(rows, TableRows):
+            x = encode_table_rows(self.contract, rows.table)
+        else:
+            x = self.contract.encode_rows(rows)
         self.batches.append(len(rows))
         if self.fault == "raise":
             raise RuntimeError("the model is broken")
@@ -83,7 +95,7 @@ class FakeChallengers:
         self.models, self.delay_s = models, delay_s
         self.calls: list[tuple[int, int]] = []
 
-    async def predict(self, version: int, rows: list[Row], timeout_s: float) -> Answer:
+    async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
         self.calls.append((version, len(rows)))
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
@@ -101,3 +113,36 @@ class ListSink:
         if self.down:
             raise ConnectionError("nobody is there")
         self.batches.append(batch)
+
+
+class Nowhere:
+    """A store and a lake that keep nothing and know no prediction."""
+
+    def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None:
+        return None
+
+    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None:
+        return None
+
+    def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]:
+        return ["unknown" for _ in rows]
+
+    def write(self, key: str, content: bytes) -> None:
+        return None
+
+
+async def fake_gateway(model: FakeModel | None = None, limits: Serving | None = None) -> Gateway:
+    """The gateway of an endpoint ``churn`` whose version 1 is the champion; it logs to nowhere."""
+    nowhere = Nowhere()
+    gateway = Gateway(
+        "churn",
+        packages=FakePackages(v1=model or FakeModel()),
+        challengers=FakeChallengers({}),
+        store=nowhere,
+        files=nowhere,
+        sink=ListSink(),
+        limits=limits,
+        flush_s=0.01,
+    )
+    await gateway.apply(TrafficSplit(number=1, champion=1))
+    return gateway

@@ -1,0 +1,221 @@
+"""The steward as a plain class, on a real package and fake engines; no Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raymlops.clock import ManualClock
+from raymlops.data.schema import learn_contract
+from raymlops.data.sources import FrameSource
+from raymlops.errors import RolloutError, StaleLease
+from raymlops.events import EventLog
+from raymlops.lake import Lake
+from raymlops.loop.ray_steward import Steward, save_pipeline
+from raymlops.pipeline import Pipeline
+from raymlops.registry.package import Reference, build_package, upload
+from raymlops.search.estimators import XGBoostEstimator
+from raymlops.serving.analysis import VariantStats
+from raymlops.serving.policies import Canary, Shadow
+from raymlops.settings import Settings
+from raymlops.store import LabelRow, PredictionRow, ShadowRow, Store
+
+NAME = "stewarded"
+
+
+class Engines:
+    """Serve, jobs and aliases in one; keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.during: Any = None
+
+    def deploy_version(self, endpoint: str, version: int) -> None:
+        self.asked.append(("deploy", version))
+        if self.during is not None:
+            self.during()
+
+    def delete_version(self, endpoint: str, version: int) -> None:
+        self.asked.append(("delete", version))
+
+    def submit(self, endpoint: str, event_id: str) -> None:
+        self.asked.append(("submit", event_id))
+
+    def status(self, event_id: str) -> str:
+        return "running"
+
+    def logs(self, event_id: str) -> str:
+        return ""
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        self.asked.append((alias, version))
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        self.asked.append((alias, None))
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("package") / "p"
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(float)
+    contract = learn_contract(pd.DataFrame({"a": x[:, 0].astype(float), "b": x[:, 1].astype(float), "y": y}), "y")
+    estimator = XGBoostEstimator({"max_depth": 2}, "binary", 2, 3, 0).fit(x, y)
+    scores = np.asarray(estimator.predict(x), dtype=float)
+    reference = Reference(columns=("a", "b"), x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
+    build_package(folder, estimator, contract, None, reference, {})
+    return folder
+
+
+class World:
+    def __init__(self, settings: Settings, package: Path) -> None:
+        settings.ensure_home()
+        self.settings, self.store, self.lake = settings, Store(settings.store), Lake(settings.lake)
+        self.clock, self.engines = ManualClock(1000.0), Engines()
+        for version in (1, 2, 3):
+            key = f"packages/{NAME}/{version}"
+            digest = upload(self.lake, key, package)
+            self.store.put("versions", f"{NAME}/{version}", {"package_key": key, "digest": digest})
+        self.served = 0
+
+    def steward(self, rollout: Any = None) -> Steward:
+        frame = pd.DataFrame({"a": [0.0, 1.0], "b": [0.0, 1.0], "y": [0, 1]})
+        pipeline = Pipeline(name=NAME, source=FrameSource(frame, label="y"), rollout=rollout or Canary())
+        save_pipeline(self.store, self.lake, pipeline)
+        engines: Any = self.engines
+        return Steward(NAME, self.settings, engines, engines, engines, self.clock)
+
+    def label(self, version: int, score: float, copy: tuple[int, float] | None, label: int, rows: int) -> None:
+        """Rows served now by a version, what another one said of them, and their labels."""
+        ids = [f"r{self.served + index}" for index in range(rows)]
+        self.served += rows
+        at = self.clock.now()
+        self.store.add_predictions(
+            NAME,
+            [
+                PredictionRow(request_id=i, row_index=0, version=version, variant="champion", score=score, served_at=at)
+                for i in ids
+            ],
+        )
+        if copy is not None:
+            copies = [ShadowRow(request_id=i, row_index=0, version=copy[0], score=copy[1]) for i in ids]
+            self.store.add_shadows(NAME, copies)
+        self.store.add_labels(NAME, [LabelRow(request_id=i, row_index=0, value=label) for i in ids])
+
+
+@pytest.fixture
+def world(settings: Settings, package: Path) -> World:
+    return World(settings, package)
+
+
+def told(**versions: VariantStats) -> dict[str, Any]:
+    return {"stats": {int(name[1:]): stats.to_dict() for name, stats in versions.items()}, "versions": []}
+
+
+def test_gateways_see_a_challenger_only_when_it_answers(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    seen: list[Any] = []
+    world.engines.during = lambda: seen.append(steward.wait_routing(0, 0.0))
+    steward.candidate(2, "e2")
+    assert [(split["number"], split["challenger"]) for split in seen] == [(1, None)]
+    after = steward.wait_routing(1, 0.0)
+    assert after is not None
+    assert (after["number"], after["challenger"]) == (2, 2)
+
+
+def test_a_second_rollout_is_a_clear_conflict(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    with pytest.raises(RolloutError, match="rolling out version 2: version 3 must wait"):
+        steward.candidate(3, "e3")
+
+
+def test_an_older_steward_stops_when_a_newer_one_has_taken_over(world: World) -> None:
+    older = world.steward()
+    older.candidate(1, "e1")
+    newer = world.steward()
+    newer.candidate(2, "e2")
+    with pytest.raises(StaleLease):
+        older.command("rollback", "I am still here") if older.status()["previous"] else older.candidate(3, "e3")
+    assert older.status()["phase"][0] == "Monitoring"  # what it could not write it does not believe
+    assert older.wait_routing(1, 0.0) is None
+    world.clock.advance(60)
+    with pytest.raises(StaleLease):
+        older.tick()
+    newer.tick()
+    assert newer.status()["phase"][1]["rollout"]["challenger"] == 2
+    assert [event.kind for event in EventLog(world.store).read(NAME)] == ["deployed", "rollout_started"]
+
+
+def test_an_approval_by_command(world: World) -> None:
+    steward = world.steward(Canary(weights=(0.5, 1.0), hold_s=1, min_requests=60, approval="manual"))
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    steward.tick()
+    steward.observe(told(v1=VariantStats(requests=300), v2=VariantStats(requests=300)))
+    world.clock.advance(5)
+    steward.tick()
+    assert steward.status()["phase"][1]["rollout"]["held"] is True
+    steward.command("approve", "looks well")
+    steward.tick()
+    assert steward.status()["champion"] == 2
+    kinds = [event.kind for event in EventLog(world.store).read(NAME)]
+    assert kinds == ["deployed", "rollout_started", "approval_awaited", "approved", "promoted"]
+
+
+def test_a_shadow_is_judged_by_pairs_of_labelled_rows_and_they_outlive_a_crash(world: World) -> None:
+    policy = Shadow(min_labels=100, hold_s=1, min_requests=60)
+    steward = world.steward(policy)
+    steward.candidate(1, "e1")
+    world.label(1, 0.9, (2, 0.9), 0, 50)  # before the rollout: not its business
+    world.clock.advance(1)
+    steward.candidate(2, "e2")
+    world.clock.advance(1)
+    steward.tick()
+    steward.observe(told(v1=VariantStats(requests=300), v2=VariantStats(requests=300)))
+    world.label(1, 0.6, (2, 0.9), 1, 70)
+    steward.tick()
+    again = world.steward(policy)
+    world.label(1, 0.6, (2, 0.9), 1, 330)
+    again.tick()
+    stats = again._watch.comparison().challenger
+    assert (stats.requests, stats.gap_n) == (300, 400)
+    assert stats.gap_sum == pytest.approx(400 * ((1 - 0.9) ** 2 - (1 - 0.6) ** 2))
+    assert again._watch.comparison().champion.loss_n == 400
+    world.clock.advance(5)
+    again.tick()
+    assert again.status()["champion"] == 2
+    again.tick()
+    assert world.store.shadow_scores(NAME, 2, [f"r{i}" for i in range(450)]) == {}
+
+
+@pytest.mark.parametrize(("new", "old", "champion"), [(0.8, 0.6, 2), (0.2, 0.8, 1)])
+def test_a_provisional_promotion_is_judged_by_what_the_old_champion_says_of_the_same_rows(
+    world: World, new: float, old: float, champion: int
+) -> None:
+    steward = world.steward(Canary(weights=(1.0,), hold_s=1, min_requests=60, confirm_labels=40))
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    steward.tick()
+    steward.observe(told(v1=VariantStats(requests=300), v2=VariantStats(requests=300)))
+    world.clock.advance(5)
+    steward.tick()
+    assert steward.status()["confirming"]["previous"] == 1
+    steward.tick()
+    world.clock.advance(1)
+    world.label(2, new, (1, old), 1, 39)
+    steward.tick()
+    assert steward.status()["confirming"] is not None
+    world.label(2, new, (1, old), 1, 1)
+    steward.tick()
+    status = steward.status()
+    assert (status["confirming"], status["champion"]) == (None, champion)
+    last = EventLog(world.store).read(NAME)[-1]
+    assert last.kind == ("promotion_confirmed" if champion == 2 else "rolled_back")
