@@ -26,6 +26,7 @@ COLUMNS = st.sampled_from(
         (pa.float64(), NUMBERS),
         (pa.float32(), st.floats(width=32)),
         (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+        (pa.int64(), st.integers(2**53 - 2, 2**53 + 2)),
         (pa.int8(), st.integers(-128, 127)),
         (pa.uint64(), st.integers(0, 2**64 - 1)),
         (pa.bool_(), st.booleans()),

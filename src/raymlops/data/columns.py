@@ -26,6 +26,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$|^[+-]?(?i:nan|inf|infinity)$"
 _WHOLE = r"^[+-]?\d{1,18}$"
 _MAX_FAILURES_OF_FEATURES = 200
+_MAX_DIGITS = 300
 _WORDS = {"number": "number", "boolean": "boolean", "time": "time"}
 
 
@@ -190,6 +191,13 @@ def kinds_of(schema: pa.Schema) -> dict[str, TextKind]:
     return kinds
 
 
+def _spelled(text: str | None, value: Any) -> Any:
+    """A whole number as the one that is written there; a double may have rounded it."""
+    if text is None or not isinstance(value, float) or not text.lstrip("+-").isdecimal():
+        return value
+    return int(text) if len(text) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
 def _text_kind(kind: Kind) -> TextKind:
     return "text" if kind == "category" else "boolean" if kind == "boolean" else "number"
 
@@ -273,6 +281,8 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
             doubt |= np.abs(numbers) >= MAX_WHOLE
         if column.kind == "integer":
             doubt |= usable & (codes != np.floor(codes))
+        if column.kind == "integer" or pa.types.is_integer(kind):
+            doubt |= np.abs(numbers) >= MAX_WHOLE  # a whole number that a double may not hold
         return codes, doubt
     if column.kind == "boolean" and pa.types.is_boolean(kind):
         return values.cast(pa.float64()).to_numpy(zero_copy_only=False), strict_missing
