@@ -972,6 +972,23 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
     asyncio.run(main())
 
 
+def test_the_sink_gets_a_bounded_sample_and_all_figures(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(2):
+            await asyncio.gather(*(world.predict(rows=[ROW] * 10) for _ in range(5)))
+            await world.gateway.close()
+        batches = world.sink.batches
+        assert [(len(batch["x"]), len(batch["served_at"])) for batch in batches] == [(20, 20), (0, 0)]
+        assert sum(batch["cut"] for batch in batches) == 80
+        assert world.figures()[1].score_n == 100
+
+    monkeypatch.setattr("raymlops.serving.recorder.MAX_SINK_ROWS", 20)
+    monkeypatch.setattr("raymlops.serving.recorder.SINK_ROWS_S", 0.0)
+    run(scenario)
+
+
 def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
         await world.predict(rows=[ROW, ROW])

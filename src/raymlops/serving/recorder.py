@@ -32,6 +32,7 @@ FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
 MAX_WAITING_ROWS = 100_000
 MAX_SINK_ROWS = 5_000
+SINK_ROWS_S = 5_000.0  # rows a second that are told on average; figures are always told
 
 
 class PredictionStore(Protocol):
@@ -104,6 +105,7 @@ class Recorder:
         self._totals: dict[int, VariantStats] = defaultdict(VariantStats)
         self._full = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._allowed, self._told_at = float(MAX_SINK_ROWS), time.monotonic()
         self.rows = self.dropped = self._dropped_told = 0
 
     # --- on the request's path ----------------------------------------------------------------------
@@ -250,7 +252,12 @@ class Recorder:
         for item in fresh:
             by_version[item.version].append(item)
         stats = self._with_scores(by_version, stats)
-        batches = [_batch(items) for items in by_version.values()] or [_batch([])]
+        now = time.monotonic()
+        self._allowed = min(MAX_SINK_ROWS, self._allowed + SINK_ROWS_S * (now - self._told_at))
+        self._told_at = now
+        limit = int(self._allowed / max(1, len(by_version)))
+        batches = [_batch(items, limit) for items in by_version.values()] or [_batch([], limit)]
+        self._allowed -= sum(len(batch["scores"]) for batch in batches)
         batches[0]["stats"] = {version: item.to_dict() for version, item in stats.items()}
         batches[0]["dropped"] = self.dropped - self._dropped_told
         self._unsent = stats
@@ -331,13 +338,13 @@ class LabelWriter:
                 start += len(part)
 
 
-def _batch(served: Sequence[Served]) -> dict[str, Any]:
-    """Arrays over rows, at most :data:`MAX_SINK_ROWS`, spread evenly; ``cut`` counts the rows left out."""
+def _batch(served: Sequence[Served], limit: int) -> dict[str, Any]:
+    """Arrays over rows, at most ``limit``, spread evenly; ``cut`` counts the rows left out."""
     counts = [len(item.answer.scores) for item in served]
     total = sum(counts)
     keep: Any = slice(None)
-    if total > MAX_SINK_ROWS:
-        keep = np.arange(MAX_SINK_ROWS) * total // MAX_SINK_ROWS
+    if total > limit:
+        keep = np.arange(limit) * total // max(1, limit)
 
     def spread(values: list[Any], dtype: Any) -> np.ndarray[Any, Any]:
         return np.repeat(np.array(values, dtype=dtype), counts)[keep]
@@ -353,7 +360,7 @@ def _batch(served: Sequence[Served]) -> dict[str, Any]:
         "latency_ms": spread([item.latency_ms for item in served], np.float64),
         "stats": {},
         "dropped": 0,
-        "cut": max(0, total - MAX_SINK_ROWS),
+        "cut": max(0, total - limit),
     }
 
 
