@@ -7,8 +7,6 @@ each half second and no timer a request.
 
 from __future__ import annotations
 
-import asyncio
-import time
 import uuid
 from typing import Any
 
@@ -28,100 +26,104 @@ _REFUSALS = {
 }
 
 
+IDLE, HEAD, BODY = 0, 1, 2
+
+
 class _Refused(Exception):
     """Raised in a parser callback to end the parsing."""
 
 
+class _BodyOnly:
+    """What a parser tells of the body of a request whose head another parser has read."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self._protocol = protocol
+        self._done = False
+
+    def on_message_begin(self) -> None:
+        if self._done:
+            raise _Refused  # nobody may send a request behind an upgrade it offers
+
+    def on_body(self, body: bytes) -> None:
+        self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._done = True
+        self._protocol.on_message_complete()
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. Refusals that happen before there is a request are typed errors too."""
+    """One connection. Refusals that happen before there is a request are typed errors too.
+
+    No clock is read for a request: :meth:`look` compares what it sees with what it saw before.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._since: float | None = None  # when the request that is being received began
-        self._answering: float | None = None  # when the last request was complete
-        self._in_head = True
-        self._head = self._complete = 0
-        self._silent = True
-        self._again = False  # the head of the present request is being fed once more
-        self.refused: float | None = None
+        self.refused = False
+        self._stage = IDLE
+        self._complete = 0  # messages
+        self._head = 0  # bytes of a head that came in several reads
+        self._large = False  # the present head may be over its limit
         self._status = 400
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._since = time.monotonic()
+        self._seen: tuple[int, str] = (0, "")
+        self._seen_at = 0.0
 
     def data_received(self, data: bytes) -> None:
-        if self.refused is not None:
+        if self.refused:
             return
-        self._silent = False
-        if self._since is None and self._in_head:
-            self._since = time.monotonic()
         self._unset_keepalive_if_required()
-        complete = self._complete
+        complete, self._large = self._complete, self._head > 0 or len(data) > MAX_HEAD
         try:
-            self._feed(data)
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
         except httptools.HttpParserError:
             self.refuse(self._status)
             return
-        if self._in_head and self._since is not None and complete == self._complete:
+        if self._stage == HEAD and complete == self._complete:
             # The parser holds a header back until it is whole, so what came of this head alone is counted here.
             self._head += len(data)
             if self._head > MAX_HEAD:
                 self.refuse(431)
 
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            # No upgrade is taken here, but the parser has left what follows to the other protocol: it is a body as ever.
+    def _decline(self, rest: bytes) -> None:
+        """No upgrade is taken, but the parser has left what follows to the other protocol: it is a body as ever."""
+        framing = [item for item in self.headers if item[0] in (b"content-length", b"transfer-encoding")]
+        if not framing:
             self.parser = httptools.HttpRequestParser(self)
-            framing = [item for item in self.headers if item[0] in (b"content-length", b"transfer-encoding")]
-            if framing:
-                self.cycle.more_body, self._since, self._in_head, self._again = True, time.monotonic(), False, True
-                self.parser.feed_data(
-                    b"POST / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % item for item in framing) + b"\r\n"
-                )
-                self._again = False
-            rest = data[offer.args[0] :]
             if rest:
-                self._feed(rest)
+                self.data_received(rest)
+            return
+        self.parser = httptools.HttpRequestParser(_BodyOnly(self))
+        self.cycle.more_body, self._stage = True, BODY
+        head = b"POST / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % item for item in framing) + b"\r\n"
+        try:
+            self.parser.feed_data(head + rest)
+        except httptools.HttpParserError:
+            self.refuse(400)
+        if self._stage == IDLE:
+            self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
-        if not self._again:
-            super().on_message_begin()
-            self.head_begins()
-
-    def on_url(self, url: bytes) -> None:
-        if self._again:
-            return
-        super().on_url(url)
-        if len(self.url) > MAX_TARGET:
-            self._end(414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._again:
-            return
-        self._head += len(name) + len(value) + 4
-        if self._head > MAX_HEAD:
-            self._end(431)
-        super().on_header(name, value)
+        super().on_message_begin()
+        self._stage = HEAD
 
     def on_headers_complete(self) -> None:
-        if self._again:
-            return
+        if len(self.url) > MAX_TARGET:
+            self._end(414)
         self.head_ends()
         super().on_headers_complete()
 
-    def head_begins(self) -> None:
-        self._since, self._in_head, self._head = time.monotonic(), True, 0
-
     def head_ends(self) -> None:
-        self._in_head, self._head = False, 0
+        """The head is whole; too large a one ends here."""
+        if self._large and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+            self._end(431)
+        self._stage, self._head = BODY, 0
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._since, self._in_head, self._head = None, True, 0
-        self._answering = time.monotonic()
+        self._stage = IDLE
         self._complete += 1
 
     def _end(self, status: int) -> None:
@@ -144,28 +146,42 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True  # whoever still reads this request is told that nobody waits for its answer
             self.cycle.message_event.set()
         # Closed at once, what the client still sends would be answered by a reset, which can overtake the answer.
-        self.refused = time.monotonic()
+        self.refused = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
 
     def look(self, now: float, head_s: float, answer_s: float) -> None:
-        """Close the connection when its client is too slow; ``now`` and limits in seconds of the monotonic clock."""
-        answered = self.cycle is None or self.cycle.response_complete
-        if self.refused is not None:
-            if now - self.refused > _LINGER_S:
-                self.transport.abort()
-        elif self._since is not None and not self.flow.read_paused and not self.transport.is_closing():
-            if now - self._since > (head_s if self._in_head else answer_s):
-                if self._silent:  # it may be a connection kept for later: it is told nothing
-                    self.transport.close()
-                else:
-                    self.refuse(408)
-        elif (
-            (self.transport.is_closing() or not answered)
-            and self._answering is not None
-            and now - self._answering > 2 * answer_s
-        ):
-            # Closing waits until what was written is read, which may be never.
+        """Close the connection when its client is too slow; called now and then.
+
+        Parameters
+        ----------
+        now : seconds of the monotonic clock
+        head_s, answer_s : how long a head may take, and a body or an answer
+        """
+        doing = self._doing()
+        if self._seen != (self._complete, doing):
+            self._seen, self._seen_at = (self._complete, doing), now
+        took = now - self._seen_at
+        if (doing == "lingering" and took > _LINGER_S) or (doing in ("closing", "answering") and took > 2 * answer_s):
             self.transport.abort()
+        elif doing == "silent" and took > head_s:
+            self.transport.close()  # it may be a connection kept for later: it is told nothing
+        elif (doing == "head" and took > head_s) or (doing == "body" and took > answer_s):
+            self.refuse(408)
+
+    def _doing(self) -> str:
+        if self.refused:
+            return "lingering"
+        if self.transport.is_closing():
+            return "closing"  # waits until what was written is read, which may be never
+        if self._stage == HEAD:
+            return "head"
+        if self._stage == BODY and not self.flow.read_paused:
+            return "body"
+        if self.cycle is not None and not self.cycle.response_complete:
+            return "answering"
+        if self.timeout_keep_alive_task is None:
+            return "silent" if self.headers is None else "head"
+        return ""

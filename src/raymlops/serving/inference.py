@@ -18,7 +18,7 @@ from raymlops.data.schema import Column, DataContract
 from raymlops.errors import MalformedRequest, RaymlopsError
 from raymlops.serving.checks import as_object, check_count, check_key, check_own_id, check_rows, kind_of, show
 from raymlops.serving.protocol import PredictRequest, Row
-from raymlops.serving.strict import Bounds, parse_json
+from raymlops.serving.strict import parse_json
 
 MAX_DIMENSIONS = 8
 _FLOATS = ("FP16", "FP32", "FP64")
@@ -49,7 +49,7 @@ def parse_infer(body: bytes, columns: Sequence[str], max_rows: int) -> InferRequ
     ContractViolation : no rows
     """
     known = ("id", "parameters", "inputs", "outputs")
-    content = parse_json(body, Bounds.of(max_rows, len(columns)))
+    content = parse_json(body, max_rows, len(columns))
     fields = as_object(content, known, 'Send {"inputs": [{"name", "shape", "datatype", "data"}, …]}.')
     tensors = fields.get("inputs")
     if type(tensors) is not list or not tensors:

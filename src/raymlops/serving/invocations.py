@@ -18,7 +18,7 @@ from raymlops.data.schema import Column
 from raymlops.errors import MalformedRequest, RaymlopsError, TooLarge
 from raymlops.serving.checks import as_object, check_count, check_rows, kind_of, show
 from raymlops.serving.protocol import PredictRequest, Row, error_status
-from raymlops.serving.strict import MAX_STRING, Bounds, parse_json
+from raymlops.serving.strict import MAX_STRING, parse_json
 
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _SHAPE = (
@@ -47,7 +47,7 @@ def parse_invocations(body: bytes, columns: Sequence[str], max_rows: int) -> Pre
     TooLarge : more than ``max_rows`` rows
     ContractViolation : no rows
     """
-    fields = as_object(parse_json(body, Bounds.of(max_rows, len(columns))), (*FORMATS, "params"), _SHAPE)
+    fields = as_object(parse_json(body, max_rows, len(columns)), (*FORMATS, "params"), _SHAPE)
     if fields.get("params"):
         raise MalformedRequest('"params" must be empty: this endpoint takes no parameters.')
     given = [name for name in FORMATS if name in fields]

@@ -69,13 +69,14 @@ class Lane:
     def _turn(self) -> None:
         calls, self._waiting = self._waiting, []
         champion = self._variants.champion
+        width = 0 if champion is None else len(champion.model.inputs)
         batch: list[_Item] = []
         rows = 0
         for call in calls:
             try:
                 if champion is None:
                     raise NotReady(f"{self.endpoint} has no champion yet. Try again in a moment.")
-                parsed = parse_rows(call.body, self.limits.max_rows, len(champion.model.inputs))
+                parsed = parse_rows(call.body, self.limits.max_rows, width)
                 challenger = self._variants.pick(parsed)
             except RaymlopsError as error:
                 call.answer(error_response(error))

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from raymlops.errors import ConfigError
 from raymlops.serving.arrow import MEDIA
-from raymlops.serving.guard import GuardedProtocol
+from raymlops.serving.guard import HEAD, GuardedProtocol
 from raymlops.serving.http import Response, Scope, Send, with_id
 from raymlops.serving.lane import Lane
 from raymlops.serving.protocol import PredictRequest, request_id_of
@@ -98,19 +98,16 @@ class FastProtocol(GuardedProtocol):
 
     def on_message_begin(self) -> None:
         # uvicorn makes the scope here; the short way needs none.
-        if not self._again:
-            self.url, self.headers, self.expect_100_continue = b"", [], False
-            self.head_begins()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._stage = HEAD
 
     def on_headers_complete(self) -> None:
-        if self._again:
-            return
         cycle: Any = self.cycle
         if (self.url in self.urls) and (cycle is None or cycle.response_complete):
             call = self._plain()
             if call is not None:
-                self.cycle = call  # type: ignore[assignment]
                 self.head_ends()
+                self.cycle = call  # type: ignore[assignment]
                 return
         self._usual_way()
 
@@ -162,7 +159,7 @@ class FastProtocol(GuardedProtocol):
             super().on_body(call.body)
 
     def _open(self) -> bool:
-        return self.refused is None and not self.transport.is_closing()
+        return not self.refused and not self.transport.is_closing()
 
     def write_response(self, call: _Call, response: Response) -> None:
         """One write a response; then what uvicorn does after one."""

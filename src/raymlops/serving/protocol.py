@@ -14,7 +14,7 @@ import orjson
 
 from raymlops.errors import MalformedRequest, RaymlopsError, Retryable, TooLarge, UnsupportedMedia
 from raymlops.serving.checks import REQUEST_ID, as_object, check_key, check_own_id, check_rows, kind_of, show
-from raymlops.serving.strict import Bounds, parse_json
+from raymlops.serving.strict import parse_json
 from raymlops.store import LabelRow
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def parse_rows(body: bytes, max_rows: int, columns: int = 64) -> PredictRequest:
     TooLarge : more than ``max_rows`` rows
     ContractViolation : no rows
     """
-    content = parse_json(body, Bounds.of(max_rows, columns))
+    content = parse_json(body, max_rows, columns)
     fields = as_object(content, ("rows", "key", "request_id"), 'Send {"rows": [{column: value, …}, …]}.')
     if "rows" not in fields:
         raise MalformedRequest('The body has no "rows". Send {"rows": [{column: value, …}, …]}.')
@@ -61,7 +61,7 @@ def parse_labels(body: bytes, max_rows: int) -> list[LabelRow]:
     MalformedRequest : not JSON, or not that shape
     TooLarge : more than ``max_rows`` labels
     """
-    content = parse_json(body, Bounds.of(max_rows, 3))
+    content = parse_json(body, max_rows, 3)
     shape = 'Send {"labels": [{"request_id": …, "row": 0, "label": …}, …]}.'
     single = isinstance(content, dict) and "labels" not in content
     labels = [content] if single else as_object(content, ("labels",), shape)["labels"]
