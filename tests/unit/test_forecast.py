@@ -66,6 +66,7 @@ def test_growth_is_told_within_versions_and_only_when_sure() -> None:
     # A version that promised far too much has the same slope.
     lives[0] = replace(lives[0], excess=tuple(item + 5.0 for item in lives[0].excess))
     assert growth(lives) == pytest.approx(0.03 / DAY, rel=0.1)
+    assert forecast(lives).rate == growth(lives)
     assert growth([aged(i, 0.0, 0.05, 12) for i in range(3)]) is None
     assert growth([aged(1, -0.03, 0.01, 12)]) is None
     assert growth([replace(lives[1], ages_s=(DAY,), excess=(0.1,))]) is None

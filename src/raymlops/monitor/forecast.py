@@ -22,6 +22,8 @@ from raymlops.errors import ConfigError
 _LEAST_FAILED = 3
 _LEAST_BLOCKS = 4
 _SURE = 2.0
+_YOUNG = 12
+"""Stretches of each life that its growth is read from: a model long gone bad does not get worse at the same rate."""
 _Z = 1.2815515655446004  # 80 % two-sided
 
 
@@ -100,7 +102,9 @@ def _made(
     note: str,
     rate: float | None,
 ) -> Forecast:
-    return Forecast(due_s=due, low_s=low, high_s=high, lives=len(lives), censored=censored, method=method, note=note)
+    return Forecast(
+        due_s=due, low_s=low, high_s=high, lives=len(lives), censored=censored, method=method, note=note, rate=rate
+    )
 
 
 def growth(lives: Sequence[Life]) -> float | None:
@@ -109,8 +113,9 @@ def growth(lives: Sequence[Life]) -> float | None:
     Within lives (each less its own mean), so that versions that promised too much or too little do not tilt it.
     """
     aged = [life for life in lives if len(life.ages_s) >= 2]
-    ages = [np.asarray(life.ages_s) - np.mean(life.ages_s) for life in aged]
-    excess = [np.asarray(life.excess) - np.mean(life.excess) for life in aged]
+    young = [life.ages_s[:_YOUNG] for life in aged]
+    ages = [np.asarray(part) - np.mean(part) for part in young]
+    excess = [np.asarray(life.excess[:_YOUNG]) - np.mean(life.excess[:_YOUNG]) for life in aged]
     free = sum(len(part) - 1 for part in ages) - 1
     if free < _LEAST_BLOCKS:
         return None

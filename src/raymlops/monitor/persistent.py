@@ -26,7 +26,7 @@ GROUPS = 16
 """Groups of quantile cells of a numeric column; categories keep one a code up to as many, rarest together."""
 _BLOCK = 250
 _TOLERANCE = 0.03
-_STANDARD_ERRORS = 2.5
+_STANDARD_ERRORS = 3.0
 _PRIOR_ROWS = 150.0
 _DECAY = 0.9
 

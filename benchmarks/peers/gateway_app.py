@@ -1,0 +1,98 @@
+"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|off.
+
+``on``: a table that gives 5 % of the requests to a challenger, the prediction log written to SQLite and Parquet, rows and
+figures sent to a monitor in another process. ``off``: the champion answers everything and nothing is remembered. The
+challenger predicts in this process, so that both modes pay for the same predictions.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import socket
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from raymlops.lake import Lake
+from raymlops.monitor.monitor import Monitor, Watcher
+from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.gateway import Gateway
+from raymlops.serving.listener import make_server
+from raymlops.serving.predictor import Predictor
+from raymlops.serving.traffic import TrafficSplit
+from raymlops.store import Store
+
+
+def watch(package: str, batches: Connection) -> None:
+    """The monitor's process, as the steward does it."""
+    predictor = Predictor.load(package)
+    watcher = Watcher(Monitor(), predictor.reference, predictor.contract)
+    while True:
+        try:
+            batch = batches.recv()
+        except EOFError:
+            return
+        if len(batch["scores"]):
+            watcher.observe(batch["x"], batch["scores"], batch["served_at"])
+        watcher.step(time.time())
+
+
+class PipeSink:
+    def __init__(self, batches: Connection) -> None:
+        self._batches = batches
+
+    def observe(self, batch: dict[str, Any]) -> None:
+        self._batches.send(batch)
+
+
+class Packages:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def load(self, version: int) -> Predictor:
+        return Predictor.load(self._folder, version)
+
+
+class InProcess:
+    def __init__(self, model: Predictor) -> None:
+        self._model = model
+
+    async def predict(self, version: int, rows: list[dict[str, Any]], timeout_s: float) -> Answer:
+        return answer_rows(self._model, rows)
+
+
+async def main() -> None:
+    port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    if mode == "on":
+        multiprocessing.get_context("spawn").Process(target=watch, args=(package, receiving), daemon=True).start()
+    gateway = Gateway(
+        "bench",
+        packages=Packages(package),
+        challengers=InProcess(Predictor.load(package)),
+        store=Store(f"sqlite:///{folder}/store.db"),
+        files=Lake(str(folder / "lake")),
+        sink=PipeSink(sending),
+    )
+    challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode == "on" else {}
+    await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
+    if mode == "on":
+        await gateway.start()
+    else:
+        recorder: Any = gateway._recorder
+        recorder.served = recorder.request = recorder.answered = lambda *_, **__: None
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", port))
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(0.0005)  # as a gateway's replica sets it
+    await make_server(gateway, "/bench/predict").serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    uvloop.install()
+    asyncio.run(main())
