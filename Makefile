@@ -12,7 +12,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest tests
 
 unit: .venv/ready
-	$(BIN)/python -m pytest tests/unit tests/property
+	$(BIN)/python -m pytest tests/unit
 
 check: .venv/ready
 	$(BIN)/ruff check .
