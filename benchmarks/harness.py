@@ -69,13 +69,15 @@ def free_port() -> int:
 def process(command: Sequence[str], log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server in a process group of its own, which is ended with it."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    # Some servers start others by name, which are beside their own Python.
+    path = os.pathsep.join((str(Path(command[0]).parent), os.environ.get("PATH", "")))
     with log.open("wb") as out:
         server = subprocess.Popen(
             [str(part) for part in command],
             stdout=out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **THREADS, **environ},
+            env={**os.environ, **THREADS, "PATH": path, **environ},
             start_new_session=True,
             cwd=log.parent,
         )
