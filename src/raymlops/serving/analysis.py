@@ -17,7 +17,7 @@ _COUNTS = ("latency", "work")
 
 ALPHA = 0.05  # chance of ever calling a harmless challenger harmful, over all tests of one rollout
 SLOW_MS = 1000.0  # an edge of the histogram
-SLOWDOWN = 5.0  # how many times the champion's median time a challenger may take for an answer
+SLOWDOWN = 3.0  # how many times the champion's median time a challenger may take for an answer
 QUICK_MS = 10.0  # a median below it is never too slow
 RATE_MARGIN = 0.10  # a PASS has shown that the challenger's error rate is not higher than the champion's by more
 RATE_TOLERANCE = 0.01  # and has not been seen to be higher by more than this

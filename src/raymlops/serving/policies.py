@@ -49,7 +49,7 @@ class Rules:
 
     hold_s: float | str = 30.0
     min_requests: int = 100
-    max_slowdown: float = 5.0
+    max_slowdown: float = 3.0
     max_wait_s: float | str = 3600.0
     approval: Approval = "auto"
     keep_warm_s: float | str = 600.0
