@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raymlops.monitor.drift import ColumnTests
 from raymlops.monitor.report import DriftReport
-from raymlops.monitor.sketch import Bins, Sketch
+from raymlops.sketch.histogram import Bins, Sketch
 from raymlops.retrain import Retrain, RetrainPolicy, RetrainState, decide_retrain
 
 REFERENCE = np.column_stack(
