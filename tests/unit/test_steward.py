@@ -95,7 +95,7 @@ def world(settings: Settings, tmp_path: Path) -> World:
 
 
 def told(**versions: VariantStats) -> dict[str, Any]:
-    return {"stats": {int(name[1:]): stats.to_dict() for name, stats in versions.items()}, "versions": []}
+    return {"stats": {int(name[1:]): stats.to_dict() for name, stats in versions.items()}}
 
 
 def test_gateways_see_a_challenger_only_when_it_answers(world: World) -> None:

@@ -19,10 +19,10 @@ from raymlops.monitor.joint import JointBets
 from raymlops.monitor.persistent import PersistentBets
 from raymlops.monitor.quality import LossBaseline, LossDetector
 from raymlops.monitor.report import SCORE, DriftReport
-from raymlops.sketch.observed import Observed, keys_of
-from raymlops.sketch.profile import Profile, with_score
 from raymlops.monitor.slo import ServiceLevel
 from raymlops.monitor.wild import WildRow, WildRows
+from raymlops.sketch.observed import Observed, keys_of
+from raymlops.sketch.profile import Profile, with_score
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
@@ -254,9 +254,7 @@ class Watcher:
         evidence = tuple(item for detector in self.detectors for item in detector.update(window))
         alpha = budget * (1.0 - SHARES.outcomes)
         looked_at = seen.sample if seen.whole else seen.sample + seen.far.without(seen.sample)
-        wild, wild_rows = self.wild.flag(
-            looked_at.x, first_row=first_row if seen.whole else None, ids=looked_at.ids
-        )
+        wild, wild_rows = self.wild.flag(looked_at.x, first_row=first_row if seen.whole else None, ids=looked_at.ids)
         return self._report(
             "window",
             seen.rows,
