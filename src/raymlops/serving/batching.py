@@ -14,6 +14,7 @@ import numpy.typing as npt
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.errors import DataError, ModelFault
 from raymlops.serving.protocol import Row
+from raymlops.sketch.histogram import Bins
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ class Model(Protocol):
 
     @property
     def inputs(self) -> tuple[Column, ...]: ...
+
+    @property
+    def bins(self) -> Bins: ...
 
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
 
