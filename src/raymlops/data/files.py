@@ -21,7 +21,7 @@ SMALL_BYTES = 64 * 2**20
 """Files of together less than this are read in one process; starting Spark takes longer."""
 _COMPRESSED = 5
 _SEPARATORS = ",;\t|"
-_KINDS: tuple[TextKind, ...] = ("number", "boolean", "time", "text")
+_KINDS: tuple[TextKind, ...] = ("number", "boolean", "time")
 
 
 def is_small(files: Sequence[str], form: Format) -> bool:
@@ -149,7 +149,7 @@ def _narrowest(column: pa.Array) -> pa.Array:
     if column.null_count == len(column):
         return column
     for kind in _KINDS:
-        if kind != "text" and not _may_be(kind, column):
+        if not _may_be(kind, column):
             continue
         values, bad = parse_text(kind, column)
         if not bad.any():

@@ -106,8 +106,8 @@ def _without_spark(
     for frame in _frames(source, settings):
         if not len(frame) and made:
             continue
-        if not len(frame.columns):
-            return frame  # nothing was served yet
+        if frame.empty and isinstance(source, ServedSource):
+            return frame  # nothing was served yet, and of no rows no features can be made
         check_columns(map(str, frame.columns), source)
         given = arrange(frame, source)
         if not made:
