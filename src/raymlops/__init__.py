@@ -15,6 +15,7 @@ _PUBLIC = {
     "Bandit": "raymlops.serving.policies",
     "BlueGreen": "raymlops.serving.policies",
     "Canary": "raymlops.serving.policies",
+    "CombinedSource": "raymlops.data.combined",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -22,9 +23,12 @@ _PUBLIC = {
     "Gate": "raymlops.gate",
     "Monitor": "raymlops.monitor.monitor",
     "Pipeline": "raymlops.pipeline",
+    "RayDatasetSource": "raymlops.data.sources",
     "RaymlopsError": "raymlops.errors",
     "RetrainPolicy": "raymlops.retrain",
+    "SQLSource": "raymlops.data.sql",
     "Search": "raymlops.search.selection",
+    "ServedSource": "raymlops.data.served",
     "Serving": "raymlops.serving.spec",
     "Settings": "raymlops.settings",
     "Shadow": "raymlops.serving.policies",
@@ -37,6 +41,7 @@ __all__ = [
     "Bandit",
     "BlueGreen",
     "Canary",
+    "CombinedSource",
     "DataContract",
     "Endpoint",
     "FileSource",
@@ -44,9 +49,12 @@ __all__ = [
     "Gate",
     "Monitor",
     "Pipeline",
+    "RayDatasetSource",
     "RaymlopsError",
     "RetrainPolicy",
+    "SQLSource",
     "Search",
+    "ServedSource",
     "Serving",
     "Settings",
     "Shadow",
@@ -55,8 +63,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from raymlops.data.combined import CombinedSource
     from raymlops.data.schema import DataContract
-    from raymlops.data.sources import FileSource, FrameSource, SparkSource
+    from raymlops.data.served import ServedSource
+    from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, SparkSource
+    from raymlops.data.sql import SQLSource
     from raymlops.errors import RaymlopsError
     from raymlops.gate import Gate
     from raymlops.loop.ray_endpoint import Endpoint

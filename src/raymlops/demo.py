@@ -137,7 +137,8 @@ def _kept(settings: Settings) -> dict[str, str]:
 def _pipeline(options: DemoOptions, path: str) -> Pipeline:
     return Pipeline(
         name=NAME,
-        source=FileSource(path, label=str(options.label), time=options.time),
+        # Small enough to be read without Spark; the demo shows the way a lake goes.
+        source=FileSource(path, label=str(options.label), time=options.time, engine="spark"),
         search=Search(trials=12),
         rollout=Canary(weights=(0.5, 1.0), hold_s=0.2, min_requests=60),
         monitor=Monitor(window_rows=WINDOW),

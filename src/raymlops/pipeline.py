@@ -9,8 +9,11 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raymlops.data.combined import CombinedSource
 from raymlops.data.features import FeatureFunction
-from raymlops.data.sources import FileSource, FrameSource, SparkSource
+from raymlops.data.served import ServedSource
+from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, SparkSource
+from raymlops.data.sql import SQLSource
 from raymlops.errors import ConfigError
 from raymlops.gate import Gate
 from raymlops.monitor.monitor import Monitor
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _RESERVED = frozenset({"v2", "health", "champion", "challenger", "latest"})
+SOURCES = (FileSource, FrameSource, SparkSource, SQLSource, RayDatasetSource, ServedSource, CombinedSource)
 _SPECS = {
-    "source": (FileSource, FrameSource, SparkSource),
+    "source": SOURCES,
     "search": (Search,),
     "gate": (Gate,),
     "serving": (Serving,),
@@ -55,7 +59,7 @@ class Pipeline:
     """
 
     name: str
-    source: FileSource | FrameSource | SparkSource
+    source: FileSource | FrameSource | SparkSource | SQLSource | RayDatasetSource | ServedSource | CombinedSource
     features: FeatureFunction | None = None
     search: Search = field(default_factory=Search)
     gate: Gate = field(default_factory=Gate)
@@ -129,7 +133,9 @@ def loads(content: bytes, digest: str) -> Pipeline:
 
 def _user_modules(pipeline: Pipeline) -> set[str]:
     """Modules of the user's functions that an importing process may not have: neither installed nor ``__main__``."""
-    functions: list[Any] = [pipeline.features, getattr(pipeline.source, "prepare", None)]
+    parts = getattr(pipeline.source, "sources", (pipeline.source,))
+    functions: list[Any] = [pipeline.features]
+    functions += [getattr(part, name, None) for part in parts for name in ("prepare", "dataset")]
     names = {getattr(function, "__module__", None) for function in functions if function is not None}
     found = set()
     for name in names:

@@ -29,7 +29,10 @@ def doubled(frame: pd.DataFrame) -> pd.DataFrame:
         ({"name": "Churn!"}, "name='Churn!' cannot name an endpoint"),
         ({"name": ""}, "give 1 to 63 lower-case letters"),
         ({"name": "v2"}, "none of challenger, champion"),
-        ({"source": "data.csv"}, "source='data.csv' is a str: give a FileSource or FrameSource or SparkSource"),
+        (
+            {"source": "data.csv"},
+            "source='data.csv' is a str: give a FileSource or FrameSource or SparkSource or SQLSource",
+        ),
         ({"rollout": (0.1, 1.0)}, r"rollout=\(0.1, 1.0\) is a tuple: give a Canary"),
         ({"features": "double"}, "features='double' is not callable"),
     ],

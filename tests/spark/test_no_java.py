@@ -19,7 +19,7 @@ import pytest
 DRIVER = """
 import json, sys
 import ray
-from raymlops.data.ray_dp import prepare_frame
+from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.sources import SparkSource
 from raymlops.settings import Settings
 

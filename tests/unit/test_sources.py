@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from raymlops.data.files import separator_of
 from raymlops.data.ray_java import java_environment, java_home
-from raymlops.data.ray_read import separator_of
 from raymlops.data.sources import FileSource, FrameSource, SparkSource, check_columns
 from raymlops.errors import ConfigError, DataError, NoJava
 from raymlops.settings import Settings
@@ -69,7 +69,7 @@ def test_files_are_found_by_path_glob_folder_and_url(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mixes formats"):
         FileSource([both[0], str(tmp_path / "c.parquet")], label="y").expand()
     (tmp_path / "d.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match="give format='csv' or format='parquet'"):
+    with pytest.raises(ConfigError, match="give format='csv', 'json', 'orc' or 'parquet'"):
         FileSource(str(tmp_path / "d.bin"), label="y").expand()
 
 
@@ -84,7 +84,7 @@ def test_sources_pickle_and_describe_themselves() -> None:
     assert pickle.loads(pickle.dumps(source)) == source
     assert source.describe() == "a.csv, b.csv"
     assert source.drop == ("z",)
-    assert SparkSource(separator_of, label="y").describe() == "Spark: raymlops.data.ray_read.separator_of"
+    assert SparkSource(separator_of, label="y").describe() == "Spark: raymlops.data.files.separator_of"
 
 
 def test_declaring_a_source_imports_no_engine() -> None:

@@ -74,7 +74,7 @@ def encode_text(contract: DataContract, table: pa.Table) -> Encoded:
     or ``false`` is refused as the text it is.
     """
     table = _required(contract, table)
-    texts = [_trimmed(table.column(name)) for name in contract.names]
+    texts = [trimmed(table.column(name)) for name in contract.names]
     parsed = [parse_text(_text_kind(c.kind), text) for c, text in zip(contract.columns, texts, strict=True)]
 
     # A text has no type: whole numbers in it are doubles as much as any.
@@ -167,7 +167,7 @@ def refuse_text(kinds: Mapping[str, TextKind], table: pa.Table) -> tuple[pa.Tabl
     refused: dict[int, str] = {}
     for name in table.column_names:
         kind = kinds.get(name, "text")
-        text = _trimmed(table.column(name))
+        text = trimmed(table.column(name))
         typed, bad = parse_text(kind, text)
         columns.append(typed)
         for row in np.flatnonzero(bad).tolist():
@@ -202,7 +202,8 @@ def _text_kind(kind: Kind) -> TextKind:
     return "text" if kind == "category" else "boolean" if kind == "boolean" else "number"
 
 
-def _trimmed(column: pa.ChunkedArray) -> pa.Array:
+def trimmed(column: pa.ChunkedArray) -> pa.Array:
+    """Text without the blanks around it; nothing left is null."""
     text = pc.utf8_trim_whitespace(column.combine_chunks())
     return pc.if_else(pc.equal(text, ""), None, text)
 

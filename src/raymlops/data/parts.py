@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
-from raymlops.data.ray_read import separator_of
+from raymlops.data.files import separator_of
 from raymlops.data.sources import Format, expand_files
 from raymlops.errors import DataError
 
@@ -101,6 +101,8 @@ def plan_input(
     DataError : no file matches, a file cannot be read, files whose columns differ, columns of one name
     """
     names, kind, _ = expand_files(paths, format)
+    if kind not in ("csv", "parquet"):
+        raise DataError(f"Bulk scoring reads CSV and Parquet, not {kind}: {names[0]}. Convert the files first.")
     files, pieces, columns = [], [], None
     separator = separator_of(names[0]) if kind == "csv" else ""
     for name in names:

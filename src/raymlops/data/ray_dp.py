@@ -1,4 +1,4 @@
-"""Spark on Ray: starts it, hands its partitions to Ray's object store, stops it; and reads a source into one frame.
+"""Spark on Ray: starts it, hands its partitions to Ray's object store, stops it.
 
 The file is not called ``raydp.py``: tools that put a module's folder on the path would shadow the package of that name.
 """
@@ -10,31 +10,27 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymlops.data.features import FeatureFunction, apply_features, parity
-from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
-from raymlops.data.ray_read import arrange, plain, read_source, with_features
-from raymlops.data.snapshot import order_by_time
-from raymlops.data.sources import FrameSource, Source, check_columns
+from raymlops.data.spark_size import Node, Shape, shape_for
 from raymlops.errors import DataError, RaymlopsError, SparkUnavailable
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "prepare_frame", "to_arrow"]
+__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "to_arrow"]
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -48,6 +44,7 @@ _JAVA_OPTIONS = " ".join(f"--add-opens=java.base/{package}=ALL-UNNAMED" for pack
 _SOME_CPU = 0.1
 _STOP_S = 60.0
 _ABANDON_S = 10.0
+_LOOK_S = 1.0
 
 _LOG4J = """\
 rootLogger.level = warn
@@ -68,7 +65,9 @@ class SparkOnRay:
 
     Parameters
     ----------
-    executors, cores, memory : how many executors, with how many task slots and how much heap each
+    shape : how many executors, with how many task slots and how much heap each; from the cluster's nodes when not given
+    jars : local paths put on the class path of driver and executors, such as a JDBC driver
+    progress : told what Spark is at while a step runs
     deadline_s : the longest one step (start, read, hand-over) may take; a lost RayDP master otherwise hangs for ever
 
     Raises
@@ -81,14 +80,15 @@ class SparkOnRay:
         self,
         settings: Settings,
         *,
-        executors: int = 1,
-        cores: int = 1,
-        memory: str = "1g",
+        shape: Shape | None = None,
         deadline_s: float = 300.0,
+        jars: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> None:
         self._settings = settings
-        self._shape = (executors, cores, memory)
+        self._given_shape, self._jars = shape, tuple(jars)
         self._deadline_s = deadline_s
+        self._stages = StageWords(progress)
         self._logs = Path(settings.home) / "logs"
         self._name = f"raymlops-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._context: Any = None
@@ -140,7 +140,10 @@ class SparkOnRay:
 
         thread = threading.Thread(target=run, name=f"spark: {what}", daemon=True)
         thread.start()
-        thread.join(limit)
+        end = time.monotonic() + limit
+        while thread.is_alive() and time.monotonic() < end:
+            thread.join(min(_LOOK_S, max(end - time.monotonic(), 0.0)))
+            self._stages.tell()
         if thread.is_alive():
             self._abandon()
             thread.join(_ABANDON_S)
@@ -154,6 +157,16 @@ class SparkOnRay:
 
     # --- starting and stopping -------------------------------------------------------------------------
 
+    @property
+    def _shape(self) -> Shape:
+        return self._given_shape or shape_for(
+            [
+                Node(cpus=node["Resources"].get("CPU", 0.0), memory=node["Resources"].get("memory", 0.0))
+                for node in ray.nodes()
+                if node["Alive"]
+            ]
+        )
+
     def _start(self, on_helper: bool) -> SparkSession:
         from pyspark import SparkConf, SparkContext
         from pyspark.java_gateway import launch_gateway
@@ -161,8 +174,8 @@ class SparkOnRay:
         from raymlops.data.ray_cluster import QuietSparkContext
 
         configs = self._configs(on_helper)
-        executors, cores, memory = self._shape
-        self._context = QuietSparkContext(self._name, executors, cores, memory, configs, on_helper)
+        shape = self._shape
+        self._context = QuietSparkContext(self._name, shape.executors, shape.cores, shape.memory, configs, on_helper)
         self._context.start_master()
         # The driver's JVM is launched here and not by pyspark, so that its output goes to a file.
         with open(self._logs / "spark-driver.log", "ab") as log:
@@ -174,6 +187,7 @@ class SparkOnRay:
         logging.getLogger("py4j").setLevel(logging.CRITICAL)
         session: SparkSession = self._context.get_or_create_session()
         session.sparkContext.setLogLevel("ERROR")
+        self._stages.follow(session.sparkContext.statusTracker())
         return session
 
     def _configs(self, on_helper: bool) -> dict[str, str]:
@@ -189,13 +203,15 @@ class SparkOnRay:
             "spark.ray.raydp_spark_executor.actor.resource.cpu": "0" if on_helper else str(_SOME_CPU),
             "spark.driver.memory": "1g",
             "spark.sql.session.timeZone": "UTC",
-            "spark.sql.shuffle.partitions": str(max(2, self._shape[0] * self._shape[1])),
+            "spark.sql.shuffle.partitions": str(max(2, self._shape.executors * self._shape.cores)),
             "spark.sql.execution.arrow.pyspark.enabled": "true",
             "spark.sql.files.ignoreCorruptFiles": "false",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
             "spark.local.dir": str(self._logs.parent / "spark"),
         }
+        if self._jars:
+            configs["spark.driver.extraClassPath"] = configs["spark.executor.extraClassPath"] = ":".join(self._jars)
         if on_helper:
             for actor in ("master", "executor"):
                 configs[f"spark.ray.raydp_spark_{actor}.actor.resource.{helper_resource()}"] = "1"
@@ -218,6 +234,7 @@ class SparkOnRay:
 
     def _forget(self) -> None:
         """Clear what pyspark keeps for the whole process, and end its JVM: the next session gets a new one."""
+        self._stages.follow(None)
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
 
@@ -260,6 +277,36 @@ class SparkOnRay:
 
     def _driver_runs(self) -> bool:
         return self._gateway is not None and self._gateway.proc.poll() is None
+
+
+class StageWords:
+    """Spark's stages in a few words, told when they change; its own progress bar would fill the console."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._tracker: Any = None
+        self._said = ""
+
+    def follow(self, tracker: Any) -> None:
+        self._tracker = tracker
+
+    def tell(self) -> None:
+        """Say how far the running stages are, when there is somebody to say it to and something new to say."""
+        if self._progress is None or self._tracker is None:
+            return
+        try:
+            stages = [self._tracker.getStageInfo(number) for number in self._tracker.getActiveStageIds()]
+        except Exception as error:
+            # The JVM may be dying under the step; the step itself finds out and says so.
+            logging.getLogger(__name__).debug("Spark does not tell its stages: %s", type(error).__name__)
+            self._tracker = None
+            return
+        told = ", ".join(
+            f"stage {stage.stageId}: {stage.numCompletedTasks} of {stage.numTasks} tasks" for stage in stages if stage
+        )
+        if told and told != self._said:
+            self._said = told
+            self._progress(f"Spark {told}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -327,87 +374,3 @@ def to_arrow(spark_frame: DataFrame) -> list[ray.ObjectRef[pa.Table]]:
     ray.get([rows for _, rows in fetched])
     writer.releaseRecoverableRDD(rdd_id)
     return [table for table, _ in fetched]
-
-
-# --- a source, as one frame ------------------------------------------------------------------------------
-
-
-def prepare_frame(
-    source: Source,
-    features: FeatureFunction | None,
-    settings: Settings,
-    progress: Progress | None = None,
-    *,
-    deadline_s: float = 300.0,
-    on_raw: OnRaw | None = None,
-) -> pd.DataFrame:
-    """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
-
-    A :class:`FrameSource` starts no JVM. Anything else is read by Spark on Ray, where the features function runs on
-    Arrow batches; when Spark is lost or a step passes ``deadline_s``, the whole session is started once more.
-    ``on_raw`` is told the columns the function is given, when there is one.
-
-    Raises
-    ------
-    DataError : no such files or columns, features that fail or are not row-wise, no rows, a time that cannot be read
-    NoJava, SparkUnavailable : Spark could not be used
-    """
-    say = progress or (lambda _: None)
-    if isinstance(source, FrameSource):
-        say("reading the frame")
-        given = arrange(source.to_pandas(), source)
-        parity(features, given.drop(columns=[name for name in (source.label, source.time) if name]))
-        if features is not None and on_raw is not None:
-            on_raw(learn_raw(given, (source.label, source.time)))
-        frame = apply_features(features, given, (source.label, source.time))
-    else:
-        try:
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
-        except SparkUnavailable as error:
-            say(f"{error} Starting Spark once more")
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
-    return _finished(frame, source)
-
-
-def _through_spark(
-    source: Source,
-    features: FeatureFunction | None,
-    settings: Settings,
-    say: Progress,
-    deadline_s: float,
-    on_raw: OnRaw | None,
-) -> pd.DataFrame:
-    say("starting Spark on Ray")
-    spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s)
-    with spark_on_ray as spark:
-        return read_frame(spark_on_ray, spark, source, features, say, on_raw)
-
-
-def read_frame(
-    spark_on_ray: SparkOnRay,
-    spark: SparkSession,
-    source: Source,
-    features: FeatureFunction | None,
-    say: Progress,
-    on_raw: OnRaw | None = None,
-) -> pd.DataFrame:
-    """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
-    say("reading with Spark")
-
-    def read() -> DataFrame:
-        frame = read_source(spark, source)
-        check_columns(frame.columns, source)
-        return with_features(frame, source, features, on_raw)
-
-    made = spark_on_ray.step("reading the source", read)
-    say("handing the partitions to Ray")
-    blocks = spark_on_ray.step("handing the rows to Ray", lambda: to_arrow(made))
-    return plain(pa.concat_tables(ray.get(blocks)))
-
-
-def _finished(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
-    labelled = frame[frame[source.label].notna()]
-    if labelled.empty:
-        where = source.describe()
-        raise DataError(f"The source ({where}) gave {len(frame)} rows, none of them with a label {source.label!r}.")
-    return order_by_time(labelled, source.time)

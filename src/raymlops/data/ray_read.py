@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,10 @@ import pandas as pd
 import pyarrow as pa
 
 from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.files import json_names, read_url, separator_of
 from raymlops.data.raw import OnRaw, learn_raw
-from raymlops.data.sources import FileSource, Source, SparkSource
+from raymlops.data.sources import FileSource, Format, Source, SparkSource
+from raymlops.data.sql import SQLSource
 from raymlops.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType, StructType
 
 _SAMPLE_ROWS = 1000
-_SEPARATORS = ",;\t|"
 
 
 def read_source(spark: SparkSession, source: Source) -> DataFrame:
@@ -41,11 +41,40 @@ def read_source(spark: SparkSession, source: Source) -> DataFrame:
         files, form, local = source.expand()
         if not local:
             return _read_remote(spark, list(files), form)
-        paths = [_escaped(path) for path in files]
-        return spark.read.parquet(*paths) if form == "parquet" else _read_csv(spark, paths, separator_of(files[0]))
-    raise ConfigError(
-        f"{type(source).__name__} is not a source raymlops can read: use FrameSource, FileSource or SparkSource."
-    )
+        return _read_local(spark, list(files), form)
+    if isinstance(source, SQLSource):
+        return _read_jdbc(spark, source)
+    raise ConfigError(f"{type(source).__name__} is not a source that Spark can read: use FileSource or SparkSource.")
+
+
+def _read_local(spark: SparkSession, files: list[str], form: Format) -> DataFrame:
+    paths = [_escaped(path) for path in files]
+    if form == "parquet":
+        return spark.read.parquet(*paths)
+    if form == "orc":
+        return spark.read.orc(paths)
+    if form == "json":
+        frame = spark.read.json(paths, mode="FAILFAST")
+        first = [name for name in json_names(files[0]) if name in frame.columns]
+        names = [*first, *(name for name in frame.columns if name not in first)]
+        return frame.select(*(f"`{name}`" for name in names))
+    return _read_csv(spark, paths, separator_of(files[0]))
+
+
+def _read_jdbc(spark: SparkSession, source: SQLSource) -> DataFrame:
+    """Through the driver on Spark's class path, in ranges of the partition column."""
+    options = {"url": source.address(), "dbtable": source.statement}
+    if source.driver is not None:
+        options["driver"] = source.driver
+    if source.partition is not None and source.partitions > 1:
+        ends = (
+            f"(SELECT min({source.partition}) AS low, max({source.partition}) AS high FROM {source.statement}) AS ends"
+        )
+        low, high = spark.read.format("jdbc").options(**{**options, "dbtable": ends}).load().collect()[0]
+        if low is not None:
+            options |= {"partitionColumn": source.partition, "numPartitions": str(source.partitions)}
+            options |= {"lowerBound": str(low), "upperBound": str(high)}
+    return spark.read.format("jdbc").options(**options).load()
 
 
 def _escaped(path: str) -> str:
@@ -75,69 +104,21 @@ def _read_csv(spark: SparkSession, paths: list[str], separator: str) -> DataFram
     )
 
 
-def separator_of(path: str) -> str:
-    """The separator of a CSV file, from its first line; a comma when the line does not tell."""
-    import fsspec
-
-    with fsspec.open(path, "rt", compression="infer", errors="replace") as stream:
-        header = stream.readline()
-    try:
-        return csv.Sniffer().sniff(header, _SEPARATORS).delimiter
-    except csv.Error:
-        return ","
-
-
-def _read_remote(spark: SparkSession, urls: list[str], form: str) -> DataFrame:
+def _read_remote(spark: SparkSession, urls: list[str], form: Format) -> DataFrame:
     """Files that fsspec can reach: each is read by a Spark task of its own, with the types of the first."""
-    separator = separator_of(urls[0]) if form == "csv" else ","
-    schema = read_url(urls[0], form, separator, None).schema
+    separator = separator_of(urls[0]) if form == "csv" else ""
+    schema = read_url(urls[0], form, separator=separator).schema
     # Large strings and the like have no Spark counterpart; the frame's schema decides and each table is cast to it.
     listed = spark.createDataFrame([(url,) for url in urls], "url string").repartitionByRange(len(urls), "url")
 
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from raymlops.data.ray_read import read_url
+        from raymlops.data.files import read_url
 
         for batch in batches:
             for url in batch.column("url").to_pylist():
-                yield from read_url(url, form, separator, schema).to_batches(max_chunksize=10_000)
+                yield from read_url(url, form, schema, separator).to_batches(max_chunksize=10_000)
 
     return listed.mapInArrow(read, _spark_schema(schema))
-
-
-def read_url(url: str, form: str, separator: str, schema: pa.Schema | None) -> pa.Table:
-    """One CSV or Parquet file through fsspec, as ``schema`` when given; empty CSV fields are null.
-
-    Raises
-    ------
-    DataError : the file cannot be read, or does not have the types of the first
-    """
-    import fsspec
-    import pyarrow.csv as arrow_csv
-    import pyarrow.parquet as arrow_parquet
-
-    try:
-        with fsspec.open(url, "rb", compression=None if form == "parquet" else "infer") as stream:
-            if form == "parquet":
-                table = arrow_parquet.read_table(stream)
-            else:
-                types = {field.name: field.type for field in schema} if schema is not None else None
-                options = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-                table = arrow_csv.read_csv(
-                    stream, parse_options=arrow_csv.ParseOptions(delimiter=separator), convert_options=options
-                )
-        return table.cast(schema) if schema is not None else _without_odd_types(table)
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise DataError(f"{url} cannot be read as {form}: {error}") from error
-
-
-def _without_odd_types(table: pa.Table) -> pa.Table:
-    """Types Spark has: a column of nulls is text, times are in microseconds."""
-    fields = []
-    for field in table.schema:
-        kind = pa.string() if pa.types.is_null(field.type) or pa.types.is_large_string(field.type) else field.type
-        kind = pa.timestamp("us") if pa.types.is_timestamp(kind) else kind
-        fields.append(pa.field(field.name, kind))
-    return table.replace_schema_metadata().cast(pa.schema(fields))
 
 
 def _spark_schema(schema: pa.Schema) -> StructType:
@@ -241,7 +222,7 @@ def _type_of(series: pd.Series) -> DataType:
 
 
 def plain(table: pa.Table) -> pd.DataFrame:
-    """Arrow as pandas: times naive in UTC, dates as times, decimals as floats."""
+    """Arrow as pandas: times naive in UTC, dates as times, decimals as floats, whole numbers as 64-bit ones."""
     fields = []
     for field in table.schema:
         kind = field.type
@@ -249,6 +230,8 @@ def plain(table: pa.Table) -> pd.DataFrame:
             kind = pa.timestamp("us")
         elif pa.types.is_decimal(kind):
             kind = pa.float64()
+        elif pa.types.is_integer(kind):
+            kind = pa.int64()
         fields.append(pa.field(field.name, kind))
     return table.cast(pa.schema(fields)).to_pandas()
 

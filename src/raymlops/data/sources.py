@@ -12,13 +12,21 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame, SparkSession
 
-Format = Literal["csv", "parquet"]
+Format = Literal["csv", "json", "orc", "parquet"]
+Engine = Literal["auto", "spark", "arrow"]
 
+FORMATS: tuple[Format, ...] = ("csv", "json", "orc", "parquet")
+_ENGINES: tuple[Engine, ...] = ("auto", "spark", "arrow")
 _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".csv.gz": "csv",
     ".txt": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".jsonl.gz": "json",
+    ".json": "json",
+    ".orc": "orc",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
@@ -58,7 +66,7 @@ class FrameSource:
     drop: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_names(self)
+        check_names(self)
         if not (hasattr(self.frame, "columns") or hasattr(self.frame, "column_names")):
             raise ConfigError(
                 f"FrameSource takes a pandas DataFrame or a pyarrow Table, got {type(self.frame).__name__}."
@@ -77,18 +85,20 @@ class FrameSource:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """CSV (with a header; types are inferred, empty fields are missing) or Parquet files, read by Spark.
+    """CSV (with a header; types are inferred, empty fields are missing), JSON-lines, ORC or Parquet files.
 
     Parameters
     ----------
     path : a path, a glob, a folder or an fsspec URL, or a list of them
-    format : ``"csv"`` or ``"parquet"``; found from the name when not given
+    format : ``"csv"``, ``"json"``, ``"orc"`` or ``"parquet"``; found from the name when not given
+    engine : ``"auto"`` reads up to 64 MiB in one process and more with Spark on Ray; ``"arrow"`` and ``"spark"`` always
+        do the one or the other. The rows, their order and their types are the same.
 
-    Quoted fields may hold separators and quotes but no line breaks; for such files write a :class:`SparkSource`.
+    Quoted CSV fields may hold separators and quotes but no line breaks; for such files write a :class:`SparkSource`.
 
     Raises
     ------
-    ConfigError : no path, an unknown format, a URL that Spark's processes cannot see
+    ConfigError : no path, an unknown format or engine, a URL that Spark's processes cannot see
     """
 
     path: str | list[str] | tuple[str, ...]
@@ -96,9 +106,10 @@ class FileSource:
     time: str | None = field(default=None, kw_only=True)
     drop: tuple[str, ...] = field(default=(), kw_only=True)
     format: Format | None = field(default=None, kw_only=True)
+    engine: Engine = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_names(self)
+        check_names(self)
         given = self.path if isinstance(self.path, (list, tuple)) else [self.path]
         paths = tuple(str(path) for path in given)
         if not paths or not all(path.strip() for path in paths):
@@ -109,10 +120,12 @@ class FileSource:
             if path.startswith("memory://"):
                 raise ConfigError(f"FileSource(path={path!r}): memory:// lives in one process only; use FrameSource.")
         object.__setattr__(self, "path", paths)
-        if self.format not in (None, "csv", "parquet"):
+        if self.format is not None and self.format not in FORMATS:
             raise ConfigError(
-                f"FileSource(format={self.format!r}) is not a format.{nearest(str(self.format), ('csv', 'parquet'))}"
+                f"FileSource(format={self.format!r}) is not a format.{nearest(str(self.format), FORMATS)}"
             )
+        if self.engine not in _ENGINES:
+            raise ConfigError(f"FileSource(engine={self.engine!r}) is no engine.{nearest(str(self.engine), _ENGINES)}")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -147,7 +160,7 @@ class SparkSource:
     drop: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_names(self)
+        check_names(self)
         if not callable(self.prepare):
             raise ConfigError(
                 f"SparkSource(prepare={self.prepare!r}): give a function of a SparkSession that returns a DataFrame."
@@ -156,6 +169,35 @@ class SparkSource:
     def describe(self) -> str:
         name = getattr(self.prepare, "__qualname__", type(self.prepare).__name__)
         return f"Spark: {getattr(self.prepare, '__module__', '')}.{name}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RayDatasetSource:
+    """Rows of a ``ray.data.Dataset``, or of one that a function makes: read block by block, in order, without a JVM.
+
+    A function is made anew at each run; a dataset that is given itself is run as it stands.
+
+    Raises
+    ------
+    ConfigError : neither a dataset nor a function, or names that cannot be names
+    """
+
+    dataset: Any
+    label: str = field(kw_only=True)
+    time: str | None = field(default=None, kw_only=True)
+    drop: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_names(self)
+        if not (hasattr(self.dataset, "iter_batches") or callable(self.dataset)):
+            raise ConfigError(
+                f"RayDatasetSource takes a ray.data.Dataset or a function that returns one, got "
+                f"{type(self.dataset).__name__}."
+            )
+
+    def describe(self) -> str:
+        name = getattr(self.dataset, "__qualname__", "")
+        return f"Ray Data: {getattr(self.dataset, '__module__', '')}.{name}" if name else "a Ray dataset"
 
 
 def expand_files(paths: Iterable[str], format: Format | None = None) -> tuple[tuple[str, ...], Format, bool]:
@@ -201,7 +243,13 @@ def check_columns(columns: Iterable[str], source: Source) -> None:
             )
 
 
-def _check_names(source: FrameSource | FileSource | SparkSource) -> None:
+def check_names(source: Source) -> None:
+    """Check that label, time and dropped columns can be names, and make ``drop`` a tuple.
+
+    Raises
+    ------
+    ConfigError : an empty name, or one column in two roles
+    """
     kind = type(source).__name__
     drop = (source.drop,) if isinstance(source.drop, str) else tuple(source.drop)
     object.__setattr__(source, "drop", drop)
@@ -247,4 +295,6 @@ def _format_of(name: str) -> Format:
     for suffix, format_ in _SUFFIXES.items():
         if lowered.endswith(suffix):
             return format_
-    raise ConfigError(f"The format of {name!r} is not clear from its name: give format='csv' or format='parquet'.")
+    raise ConfigError(
+        f"The format of {name!r} is not clear from its name: give format='csv', 'json', 'orc' or 'parquet'."
+    )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raymlops.clock import SystemClock
 from raymlops.data.assess import assess, require
 from raymlops.data.features import apply_features
-from raymlops.data.ray_dp import prepare_frame
+from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.schema import Column, infer_task, learn_contract
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot

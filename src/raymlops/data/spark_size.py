@@ -1,0 +1,44 @@
+"""How large a Spark to start on a cluster: from its nodes' free resources, leaving room for what else it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MIN_MEMORY_MB = 1024
+MAX_MEMORY_MB = 8192
+_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A live node of the cluster: its CPUs and memory in bytes."""
+
+    cpus: float
+    memory: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """``executors`` of ``cores`` task slots and ``memory`` heap (Spark's notation) each."""
+
+    executors: int
+    cores: int
+    memory: str
+
+
+def shape_for(nodes: Sequence[Node], most: int = 16) -> Shape:
+    """One executor a node that has a CPU, as many task slots as the smallest of them has CPUs, a seventh of its memory.
+
+    Executors take a tenth of a CPU from Ray's books each (they compute in bursts, beside actors that wait), so all CPUs
+    of a node are theirs while it prepares data.
+
+    Parameters
+    ----------
+    most : executors at the most; a large cluster prepares no faster than its input has files
+    """
+    workers = [node for node in nodes if node.cpus >= 1] or [Node(cpus=1, memory=4 * MIN_MEMORY_MB * 2**20)]
+    cores = int(min(node.cpus for node in workers))
+    heap = int(min(node.memory for node in workers) / 2**20 * _SHARE)
+    memory = min(max(heap, MIN_MEMORY_MB), MAX_MEMORY_MB)
+    return Shape(executors=min(len(workers), most), cores=max(1, cores), memory=f"{memory}m")

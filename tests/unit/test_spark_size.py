@@ -1,0 +1,16 @@
+"""Spark's size follows the cluster's nodes."""
+
+from raymlops.data.spark_size import Node, Shape, shape_for
+
+GIB = 2**30
+
+
+def test_one_executor_a_node_sized_by_the_smallest() -> None:
+    nodes = [Node(cpus=8, memory=32 * GIB), Node(cpus=4, memory=16 * GIB), Node(cpus=0, memory=GIB)]
+    assert shape_for(nodes) == Shape(executors=2, cores=4, memory="2457m")
+
+
+def test_bounds() -> None:
+    assert shape_for([]) == Shape(executors=1, cores=1, memory="1024m")
+    assert shape_for([Node(cpus=96, memory=768 * GIB)] * 40) == Shape(executors=16, cores=96, memory="8192m")
+    assert shape_for([Node(cpus=2, memory=GIB)]) == Shape(executors=1, cores=2, memory="1024m")
