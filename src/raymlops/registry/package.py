@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -29,12 +29,13 @@ from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
 from raymlops.registry.runtime import NativeRuntime, OnnxRuntime, Runtime, load_native, to_onnx
+from raymlops.search.decision import Decision
 from raymlops.search.estimators import XGBoostEstimator
 
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
 
-MANIFEST = "manifest.json"
+MANIFEST, DECISION, CARD = "manifest.json", "decision.json", "card.json"
 REFERENCE_ROWS = 10_000
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # what a gateway's tick may hold
 _PARITY = 1e-4
@@ -153,8 +154,19 @@ def build_package(
     reference: Reference,
     metadata: Mapping[str, Any],
     raw: Sequence[Column] | None = None,
+    *,
+    decision: Decision | None = None,
+    extras: Callable[[Mapping[str, Any]], Mapping[str, bytes]] | None = None,
 ) -> Manifest:
-    """Write a package into ``folder``, which is made or emptied. ``raw`` is what ``features`` takes, where it is known.
+    """Write a package into ``folder``, which is made or emptied.
+
+    Parameters
+    ----------
+    reference : its scores are what a version says, so calibrated ones where ``decision`` calibrates
+    raw : what ``features`` takes, where it is known
+    decision : calibration and threshold that serving applies to what the model says; the model's own when left out
+    extras : more files by name, such as the model card, made when the package's own figures are known: ``form``,
+        ``runtime``, ``onnx``, ``latency_us``, ``size_mb``
 
     The ONNX form is kept when it agrees with the native model within 1e-4 (of the spread, for a regression) on rows of the
     reference, also with values missing where the contract lets them be; the faster of the two for a batch's size, as
@@ -186,10 +198,17 @@ def build_package(
         if raw is not None:
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
+    if decision is not None:
+        (target / DECISION).write_text(json.dumps(decision.to_dict(), sort_keys=True))
+    faster: Literal["onnx", "native"] = "onnx" if latency.get("onnx", np.inf) < latency["native"] else "native"
+    if extras is not None:
+        figures = {"form": form, "runtime": faster, "onnx": reason, "latency_us": latency, "size_mb": size_mb(target)}
+        for name, content in extras(figures).items():
+            (target / name).write_bytes(content)
     content = Manifest(
         files={path.name: sha256_of(path.read_bytes()) for path in sorted(target.iterdir())},
         form=form,
-        runtime="onnx" if latency.get("onnx", np.inf) < latency["native"] else "native",
+        runtime=faster,
         onnx=reason,
         latency_us=latency,
         batch_us=batches,
@@ -201,6 +220,11 @@ def build_package(
     ).to_bytes()
     (target / MANIFEST).write_bytes(content)
     return Manifest.from_bytes(content)
+
+
+def size_mb(folder: str | Path) -> float:
+    """Size of all files of a package, in megabytes (10**6 bytes)."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
 def by_value(thing: Any, defined_by: Any) -> bytes:
