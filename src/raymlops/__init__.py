@@ -15,6 +15,7 @@ _PUBLIC = {
     "Bandit": "raymlops.serving.policies",
     "BlueGreen": "raymlops.serving.policies",
     "Canary": "raymlops.serving.policies",
+    "Costs": "raymlops.search.threshold",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -37,6 +38,7 @@ __all__ = [
     "Bandit",
     "BlueGreen",
     "Canary",
+    "Costs",
     "DataContract",
     "Endpoint",
     "FileSource",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from raymlops.retrain import RetrainPolicy
     from raymlops.search import candidates
     from raymlops.search.selection import Search
+    from raymlops.search.threshold import Costs
     from raymlops.serving.policies import ABTest, Bandit, BlueGreen, Canary, Shadow
     from raymlops.serving.spec import Serving
     from raymlops.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from raymlops.search.objective import Objective
 from raymlops.search.resample import Rows, block_rows, moving_blocks, stratified
 
+if TYPE_CHECKING:
+    from raymlops.data.schema import Task
+
 Floats = NDArray[np.float64]
 
 LEVEL, REPLICATES = 0.9, 500
 MOST_ROWS = 20_000
-_REGRESSION = ("rmse", "mae", "r2")
 _RARE = 20
 
 
@@ -66,6 +68,7 @@ def compare(
     candidate: NDArray[Any],
     champion: NDArray[Any],
     *,
+    task: Task,
     ordered: bool,
     min_gain: float = 0.0,
     seed: int = 0,
@@ -85,7 +88,7 @@ def compare(
     gain = objective.gain(objective.score(y, a), objective.score(y, b))
     if not np.isfinite(gain):
         return None
-    draws, method = _draws(objective, y, row_loss(objective, y, b) - row_loss(objective, y, a), ordered, seed)
+    draws, method = _draws(task, y, row_loss(objective, y, b) - row_loss(objective, y, a), ordered, seed)
     gains = np.array(
         [objective.gain(objective.score(y[rows], a[rows]), objective.score(y[rows], b[rows])) for rows in draws]
     )
@@ -105,8 +108,8 @@ def compare(
     )
 
 
-def _draws(objective: Objective, y: Floats, difference: Floats, ordered: bool, seed: int) -> tuple[Iterator[Rows], str]:
-    classes = objective.metric not in _REGRESSION
+def _draws(task: Task, y: Floats, difference: Floats, ordered: bool, seed: int) -> tuple[Iterator[Rows], str]:
+    classes = task != "regression"
     rare = classes and int(np.unique(y, return_counts=True)[1].min()) < _RARE
     if classes and (rare or not ordered):
         # The split has given each part its share of each class; a replicate without the rare one would have no score.

@@ -55,7 +55,7 @@ def _spread(reference: Rows, most: int) -> Rows:
 class TreeExplainer:
     """Exact Shapley values of trees, by XGBoost's own ``pred_contribs``; in log-odds, scores or values."""
 
-    most_rows = 250
+    most_rows, costly = 250, False
 
     def __init__(self, booster: xgb.Booster, contract: DataContract) -> None:
         self._booster, self._names = booster, contract.names
@@ -101,6 +101,8 @@ class AdditiveExplainer:
     reference, which is ``coef * (z - mean z)`` summed over the columns ``z`` that preprocessing makes of it. ``g_j`` is read off by
     changing column j of one row alone, so any preprocessing will do, as long as :attr:`additive` holds.
     """
+
+    costly = False
 
     def __init__(self, estimator: SklearnEstimator, contract: DataContract, background: Rows) -> None:
         margin = _linear_margin(estimator)
@@ -154,6 +156,8 @@ class SampledExplainer:
     Mitchell et al. 2022), so contributions and base add up to the output exactly; the spread over the reference rows gives
     the standard error. The same row is always explained the same way.
     """
+
+    costly = True
 
     def __init__(self, estimator: Estimator, contract: DataContract, background: Rows, seed: int = 0) -> None:
         self._estimator, self._names, self._background = estimator, contract.names, background

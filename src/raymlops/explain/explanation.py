@@ -49,10 +49,12 @@ class Explainer(Protocol):
 
     Attributes
     ----------
-    most_rows : rows it takes at once, so that one call stays within a second or so
+    most_rows : rows it takes at once, so that one call stays within seconds
+    costly : that many rows do take seconds
     """
 
     most_rows: int
+    costly: bool
 
     def explain(self, x: NDArray[np.float32]) -> Explanation:
         """Explain encoded rows, ``(n, d)``; NaN is missing. Safe to call from several threads."""

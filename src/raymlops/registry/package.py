@@ -35,7 +35,8 @@ from raymlops.search.estimators import XGBoostEstimator
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
 
-MANIFEST, DECISION, CARD = "manifest.json", "decision.json", "card.json"
+MANIFEST, DECISION = "manifest.json", "decision.json"
+CARD, CARD_PAGE = "card.json", "card.html"
 REFERENCE_ROWS = 10_000
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # what a gateway's tick may hold
 _PARITY = 1e-4
