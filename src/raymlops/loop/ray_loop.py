@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from raymlops.clock import SystemClock
 from raymlops.compare.slices import asked_masks

@@ -371,6 +371,26 @@ def download(lake: Lake, key: str, folder: str | Path, digest: str | None = None
     return target
 
 
+def read_file(lake: Lake, key: str, digest: str, name: str) -> bytes:
+    """One file of a package in the lake, checked against the manifest, and that against the registry's ``digest``.
+
+    Raises
+    ------
+    DigestMismatch : the manifest or the file was changed
+    DataError : the package holds no such file
+    """
+    content = lake.read(f"{key}/{MANIFEST}")
+    if sha256_of(content) != digest:
+        raise _mismatch(MANIFEST, Path(key), sha256_of(content), digest)
+    files = Manifest.from_bytes(content).files
+    if name not in files:
+        raise DataError(f"The package {key} holds no {name}: it was made by an older release.")
+    found = lake.read(f"{key}/{name}")
+    if sha256_of(found) != files[name]:
+        raise _mismatch(name, Path(key), sha256_of(found), files[name])
+    return found
+
+
 def _verifies(folder: Path, digest: str | None) -> bool:
     if not folder.exists():
         return False

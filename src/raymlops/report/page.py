@@ -29,7 +29,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
     """Cells are HTML already; the columns in ``right`` hold numbers."""
-    classes = {index: " class='n'" for index in right}
+    classes = dict.fromkeys(right, " class='n'")
     top = "".join(f"<th{classes.get(i, '')}>{name}</th>" for i, name in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{classes.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
