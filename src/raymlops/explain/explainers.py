@@ -132,12 +132,12 @@ class AdditiveExplainer:
             changed[np.arange(len(changed)), columns] = some.reshape(-1)
             moved = self._margin(changed) - self._start
             out.append(moved.reshape(len(some), d, *moved.shape[1:]))
-        return np.concatenate(out) if out else np.zeros((0, d))
+        return np.concatenate(out)
 
     def explain(self, x: Rows) -> Explanation:
         with threadpool_limits(1):
             found = self._parts(x) - self._mean
-            output = self._margin(x) if len(x) else np.zeros(0)
+            output = self._margin(x)
         contributions = np.moveaxis(found, 1, -1)
         return Explanation(
             columns=self._names,
@@ -173,16 +173,14 @@ class SampledExplainer:
             output = np.asarray(self._estimator.predict(x), dtype=np.float64)
             base = np.asarray(self._estimator.predict(self._background), dtype=np.float64).mean(axis=0)
             found = [self._of(row) for row in x]
-        classes = output.shape[1:]
-        shape = (0, *classes, len(self._names))
         return Explanation(
             columns=self._names,
-            contributions=np.stack([mean for mean, _ in found]) if found else np.zeros(shape),
+            contributions=np.stack([mean for mean, _ in found]),
             base=np.broadcast_to(base, output.shape).astype(np.float64),
             output=output,
             units=self._units,
             method="sampled_shapley",
-            error=np.stack([error for _, error in found]) if found else np.zeros(shape),
+            error=np.stack([error for _, error in found]),
         )
 
     def _of(self, row: Rows) -> tuple[Floats, Floats]:

@@ -57,7 +57,7 @@ class Explainer(Protocol):
     costly: bool
 
     def explain(self, x: NDArray[np.float32]) -> Explanation:
-        """Explain encoded rows, ``(n, d)``; NaN is missing. Safe to call from several threads."""
+        """Explain encoded rows, ``(n, d)``, at least one; NaN is missing. Safe to call from several threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,9 +106,9 @@ def _data(card: Mapping[str, Any]) -> str:
 def _label(label: Mapping[str, Any]) -> str:
     if "classes" in label:
         shares = ", ".join(
-            f"{_text(name)} {share:.1%}" for name, share in zip(label["classes"], label["shares"], strict=True)
+            f"{_text(name)}: {share:.1%}" for name, share in zip(label["classes"], label["shares"], strict=True)
         )
-        return f"{_text(label['name'])}: {shares} of the test rows"
+        return f"{_text(label['name'])}, of the test rows {shares}"
     return f"{_text(label['name'])}: mean {number(label.get('mean'))}, standard deviation {number(label.get('spread'))}"
 
 
@@ -239,7 +239,7 @@ def _diagram(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         f"<text x='{left + size}' y='{size + 28}' text-anchor='end'>1</text>"
     )
     return (
-        f"<svg viewBox='0 0 640 {size + 34}' role='img' aria-label='predicted against observed'>{axis}{''.join(drawn)}"
+        f"<svg viewBox='0 0 640 {size + 34}' style='max-width:40rem' role='img' aria-label='predicted against observed'>{axis}{''.join(drawn)}"
         f"<text x='{left + size + 24}' y='30'>observed share (up) by predicted probability (right),</text>"
         f"<text x='{left + size + 24}' y='46'>tenths of the test rows; grey: before, blue: after</text></svg>"
     )

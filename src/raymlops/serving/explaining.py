@@ -60,9 +60,9 @@ class ExplainDesk:
             raise Overloaded(f"{self._endpoint} has {MAX_WAITING} explanations to work out already. Try again later.")
         self._waiting += 1
         work = asyncio.get_running_loop().run_in_executor(self._thread, explain_rows, model, version, rows)
-        # The thread goes on when the caller's deadline is over: what counts is when it is done.
+        # The thread goes on when the caller's deadline is over, and others wait for it until it is done.
         work.add_done_callback(self._done)
-        return await work
+        return await asyncio.shield(work)
 
     def _done(self, work: asyncio.Future[dict[str, Any]]) -> None:
         self._waiting -= 1
