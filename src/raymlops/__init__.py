@@ -16,6 +16,7 @@ _PUBLIC = {
     "BlueGreen": "raymlops.serving.policies",
     "Canary": "raymlops.serving.policies",
     "CombinedSource": "raymlops.data.combined",
+    "Costs": "raymlops.search.threshold",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -42,6 +43,7 @@ __all__ = [
     "BlueGreen",
     "Canary",
     "CombinedSource",
+    "Costs",
     "DataContract",
     "Endpoint",
     "FileSource",
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from raymlops.retrain import RetrainPolicy
     from raymlops.search import candidates
     from raymlops.search.selection import Search
+    from raymlops.search.threshold import Costs
     from raymlops.serving.policies import ABTest, Bandit, BlueGreen, Canary, Shadow
     from raymlops.serving.spec import Serving
     from raymlops.settings import Settings

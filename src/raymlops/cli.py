@@ -14,10 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raymlops.cli_model import app as model_commands
+from raymlops.cli_model import rows_of
 from raymlops.errors import ConfigError, RaymlopsError, nearest
 from raymlops.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(model_commands)
 out, err = Console(), Console(stderr=True)
 
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
@@ -204,12 +207,7 @@ def predict(
     name: Name, rows: Annotated[str, typer.Argument(help="Rows as JSON: [{...}], {...}, or - for standard input.")]
 ) -> None:
     """Ask the endpoint for predictions."""
-    text = sys.stdin.read() if rows == "-" else rows
-    try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"The rows are not JSON: {error}. Give a list of objects, one a row.") from error
-    typer.echo(json.dumps(_endpoint(name).predict(given if isinstance(given, list) else [given])))
+    typer.echo(json.dumps(_endpoint(name).predict(rows_of(sys.stdin.read() if rows == "-" else rows))))
 
 
 @app.command()

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from raymlops.data.assess import CheckResult
 from raymlops.errors import ConfigError, GateRefused
-from raymlops.gate import Gate, GateEvidence, evaluate
+from raymlops.gate import Check, Gate, GateEvidence, evaluate
 from raymlops.search.objective import Objective
 
 AUC = Objective.of("roc_auc", "binary")
@@ -26,7 +25,7 @@ GOOD = GateEvidence(
 )
 
 
-def check(name: str, gate: Gate, **changes: Any) -> CheckResult:
+def check(name: str, gate: Gate, **changes: Any) -> Check:
     report = evaluate(gate, replace(GOOD, **changes))
     return next(item for item in report.checks if item.name == name)
 
@@ -34,8 +33,27 @@ def check(name: str, gate: Gate, **changes: Any) -> CheckResult:
 def test_a_good_first_candidate_passes_and_every_check_is_in_the_report() -> None:
     report = evaluate(Gate(min_score=0.8), GOOD)
     assert report.passed
-    assert [item.name for item in report.checks] == ["score", "gap", "baseline", "champion", "latency"]
-    assert [item.verdict for item in report.checks] == ["pass", "pass", "pass", "skipped", "pass"]
+    assert [item.name for item in report.checks] == [
+        "enough_data",
+        "data_quality",
+        "overfit",
+        "underfit",
+        "related",
+        "score",
+        "baseline",
+        "champion",
+        "slices",
+        "latency",
+        "size",
+    ]
+    assert {item.name for item in report.checks if item.verdict == "pass"} == {
+        "overfit",
+        "underfit",
+        "score",
+        "baseline",
+        "latency",
+    }
+    assert {item.verdict for item in report.checks} == {"pass", "skipped"}
     report.require()
 
 
@@ -58,13 +76,13 @@ def test_a_score_that_is_not_defined_fails_without_a_minimum_too() -> None:
 
 
 def test_over_fitting_is_limited() -> None:
-    failed = check("gap", Gate(max_gap=0.1), train_score=1.0)
+    failed = check("overfit", Gate(max_gap=0.1), train_score=1.0)
     assert failed.message == (
         "Over-fitting is 0.150 (roc_auc 1.0000 on train, 0.8500 on validation rows); at most 0.1 is allowed."
     )
-    assert check("gap", Gate(), train_score=1.0).passed
-    assert check("gap", Gate(max_gap=None), train_score=1.0).verdict == "skipped"
-    assert not check("gap", Gate(), train_score=float("nan")).passed
+    assert check("overfit", Gate(), train_score=1.0).passed
+    assert check("overfit", Gate(max_gap=None), train_score=1.0).verdict == "skipped"
+    assert not check("overfit", Gate(), train_score=float("nan")).passed
 
 
 def test_a_constant_must_be_beaten() -> None:

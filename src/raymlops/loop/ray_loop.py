@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from raymlops.clock import SystemClock
+from raymlops.compare.slices import asked_masks
 from raymlops.data.assess import assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
@@ -29,16 +30,21 @@ from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
+from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
 from raymlops.pipeline import Pipeline
+from raymlops.registry.card import CardFacts, build_card
 from raymlops.registry.mlflow import MlflowRegistry
-from raymlops.registry.package import Reference, build_package, download, upload
+from raymlops.registry.package import CARD, CARD_PAGE, Reference, build_package, download, size_mb, upload
 from raymlops.registry.version import ModelVersion
+from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
-from raymlops.search.selection import Objective, Search, SearchResult, compare_windows, refit
-from raymlops.serving.predictor import Predictor, measure_latency
+from raymlops.search.decision import Decision, decide
+from raymlops.search.selection import Search, SearchResult, compare_windows, refit
+from raymlops.search.threshold import require_binary
+from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
 from raymlops.store import Lease, Store
 
@@ -109,7 +115,8 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
     try:
         if done is None:
             turn.progress.stage("prepare", "what was served and labelled")
-            frame, fresh = turn.served_frame()
+            frame, fresh, sent = turn.served_frame()
+            turn = replace(turn, sent=sent)
             # Small blocks: every row held out is one of the newest, and missing from what the gated model learns.
             holdout = int(np.clip(fresh // 20, 250, 500))
             done = turn.train(frame, event_id, time_column=ARRIVED, holdout_rows=holdout)
@@ -124,7 +131,7 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one turn works with; ``raw`` is what the features are made of, where that is known."""
+    """What one turn works with; ``raw`` is what the features are made of, where that is known, ``sent`` a row of it."""
 
     pipeline: Pipeline
     settings: Settings
@@ -134,6 +141,7 @@ class Turn:
     registry: MlflowRegistry
     events: EventLog
     raw: tuple[Column, ...] | None = None
+    sent: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, pipeline: Pipeline, settings: Settings, progress: Progress) -> Turn:
@@ -169,11 +177,13 @@ class Turn:
             thread.join()
             self.store.release(held)
 
-    def served_frame(self) -> tuple[pd.DataFrame, int]:
-        """First training's rows, then served and labelled rows, with the order of arrival as time; and how many are new."""
+    def served_frame(self) -> tuple[pd.DataFrame, int, dict[str, Any] | None]:
+        """First training's rows, then served and labelled rows, with the order of arrival as time; how many are
+        new; and the newest of them as it was sent."""
         label = self.pipeline.source.label
         served = read_labelled(self.lake, self.store, self.pipeline.name, label)
         arrived = served.pop(ARRIVED).to_numpy(dtype=float)
+        sent = served_row(served.drop(columns=label, errors="ignore"))
         served = apply_features(self.pipeline.features, served, keep=(label,))
         window = self.pipeline.retrain.window
         frames = []
@@ -185,7 +195,8 @@ class Turn:
             frames.append(base.assign(**{ARRIVED: np.arange(-len(base), 0, dtype=float)}))
         frames.append(served.assign(**{ARRIVED: arrived}))
         both = pd.concat(frames, ignore_index=True)
-        return both.tail(window).reset_index(drop=True) if isinstance(window, int) else both, len(served)
+        frame = both.tail(window).reset_index(drop=True) if isinstance(window, int) else both
+        return frame, len(served), sent
 
     def train(
         self, frame: pd.DataFrame, event_id: str, *, time_column: str | None, holdout_rows: int | None = None
@@ -206,10 +217,10 @@ class Turn:
         run_id = self.registry.log_search(self.pipeline.name, result.leaderboard, event_id=event_id)
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
-            report = self._gate(Path(scratch) / "gated", arrays, snapshot, result, objective, event_id)
-            report.require()
+            judged = self._gate(Path(scratch) / "gated", arrays, snapshot, result, event_id)
+            judged.report.require()
             self.progress.stage("register", "refit on all rows, package, register")
-            return self._register(Path(scratch) / "final", arrays, snapshot, result, report, event_id, run_id)
+            return self._register(Path(scratch) / "final", arrays, snapshot, result, judged, event_id, run_id)
 
     def _search(self, arrays: Arrays, snapshot: DatasetSnapshot) -> SearchResult:
         """The pipeline's search; or for a retraining by the champion's settings, the choice of the window."""
@@ -237,10 +248,9 @@ class Turn:
 
     def _settled(self, spec: Search) -> Settled | None:
         """The champion's family with its parameters; ``None`` without a champion, or when its family is not offered now."""
-        body = self.store.get("loop", self.pipeline.name)
-        if body is None or body["champion"] is None:
+        champion = self._champion()
+        if champion is None:
             return None
-        champion = self.registry.get(self.pipeline.name, body["champion"])
         family = next((item for item in spec.candidates or () if item.name == champion.family), None)
         return None if family is None else settled(family, champion.params)
 
@@ -249,7 +259,10 @@ class Turn:
     ) -> DatasetSnapshot:
         source, name = self.pipeline.source, self.pipeline.name
         task = infer_task(frame[source.label])
-        self.pipeline.search.objective(task)  # refuse a metric that does not fit before any work
+        # Refuse what does not fit before any work.
+        self.pipeline.search.objective(task)
+        require_binary(self.pipeline.search.threshold, task)
+        asked_masks(self.pipeline.gate.slices, frame.head(100))
         assessment = assess(frame, source.label, time_column, task)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
@@ -274,15 +287,13 @@ class Turn:
         return snapshot
 
     def _gate(
-        self,
-        folder: Path,
-        arrays: Arrays,
-        snapshot: DatasetSnapshot,
-        result: SearchResult,
-        objective: Objective,
-        event_id: str,
-    ) -> GateReport:
-        reference = _reference(snapshot, arrays, result)
+        self, folder: Path, arrays: Arrays, snapshot: DatasetSnapshot, result: SearchResult, event_id: str
+    ) -> _Judged:
+        spec = self.pipeline.search
+        decision = decide(
+            result, arrays, ordered=snapshot.split.ordered, calibrated=spec.calibrate, threshold=spec.threshold
+        )
+        reference = held_out(snapshot, arrays, result, decision)
         build_package(
             folder,
             result.estimator,
@@ -291,45 +302,44 @@ class Turn:
             reference,
             {"event_id": event_id},
             self.raw,
+            decision=decision,
         )
-        predictor = Predictor.load(folder)
-        champion, saw = self._champion_score(snapshot, objective, arrays)
-        evidence = GateEvidence(
-            objective=objective,
-            train_score=result.trial.train_score,
-            validation_score=result.trial.score,
-            test_score=objective.score(arrays.y_test, result.estimator.predict(arrays.x_test)),
-            baseline_score=objective.baseline(arrays.y_train, arrays.y_test),
-            champion_score=champion,
-            champion_saw_rows=saw,
-            test_rows=len(arrays.y_test),
-            p99_ms=measure_latency(predictor, self._request_row(snapshot, arrays)),
+        frame = read_frame(self.lake, snapshot).iloc[snapshot.split.train + snapshot.split.validation :]
+        evidence = measure(
+            self.pipeline.gate,
+            result,
+            snapshot,
+            arrays,
+            decision,
+            test_frame=frame,
+            rival=self._rival(snapshot, arrays, frame, result),
+            timing=time_one_row(Predictor.load(folder), arrays.x_test[0], self.sent),
+            size_mb=size_mb(folder),
         )
         report = evaluate(self.pipeline.gate, evidence)
         self.events.append(self.pipeline.name, "gated", {"event_id": event_id, **report.to_dict()})
-        return report
+        return _Judged(report=report, evidence=evidence, decision=decision, reference=reference)
 
-    def _request_row(self, snapshot: DatasetSnapshot, arrays: Arrays) -> Mapping[str, Any] | NDArray[np.float32]:
-        """A test row as a request holds it. The snapshot keeps what ``features`` made, not what it was made of, so with
-        them the row is an encoded one and the function's own time is left out."""
-        if self.pipeline.features is not None:
-            return arrays.x_test[:1]
-        return snapshot.contract.decode_row(arrays.x_test[0])
-
-    def _champion_score(
-        self, snapshot: DatasetSnapshot, objective: Objective, arrays: Arrays
-    ) -> tuple[float | None, bool]:
-        """The champion's score on the candidate's test rows, and whether it may have learnt from some of them."""
+    def _champion(self) -> ModelVersion | None:
         body = self.store.get("loop", self.pipeline.name)
         if body is None or body["champion"] is None:
-            return None, False
-        version = self.registry.get(self.pipeline.name, body["champion"])
+            return None
+        return self.registry.get(self.pipeline.name, body["champion"])
+
+    def _rival(
+        self, snapshot: DatasetSnapshot, arrays: Arrays, test: pd.DataFrame, result: SearchResult
+    ) -> Rival | None:
+        """The champion on the candidate's test rows."""
+        version = self._champion()
+        if version is None:
+            return None
         folder = Path(self.settings.home) / "cache" / "packages" / version.digest
         predictor = Predictor.load(download(self.lake, version.package_key, folder, version.digest))
-        frame = read_frame(self.lake, snapshot)
-        test = frame.iloc[snapshot.split.train + snapshot.split.validation :]
-        prediction = predictor.predict(predictor.contract.encode(test[list(predictor.contract.names)]))
-        return objective.score(arrays.y_test, prediction), _may_have_seen(version, snapshot, arrays)
+        said = predictor.predict(predictor.contract.encode(test[list(predictor.contract.names)]))
+        return Rival(
+            prediction=predictor.decision.for_metric(result.problem.objective.metric, said),
+            saw=_may_have_seen(version, snapshot, arrays),
+        )
 
     def _register(
         self,
@@ -337,7 +347,7 @@ class Turn:
         arrays: Arrays,
         snapshot: DatasetSnapshot,
         result: SearchResult,
-        report: GateReport,
+        judged: _Judged,
         event_id: str,
         run_id: str,
     ) -> ModelVersion:
@@ -345,26 +355,61 @@ class Turn:
         x = np.concatenate([arrays.x_train, arrays.x_validation, arrays.x_test])
         y = np.concatenate([arrays.y_train, arrays.y_validation, arrays.y_test])
         estimator = refit(result, x, y)
-        # The reference keeps the gated model's held-out losses: the refitted one has seen those rows.
+        created_at = SystemClock().now()
+        newest = None if arrays.time_test is None else float(np.max(arrays.time_test))
+        parent = self._champion()
+        raw_test = result.estimator.predict(arrays.x_test)
+        facts = CardFacts(
+            name=self.pipeline.name,
+            event_id=event_id,
+            created_at=created_at,
+            data_end=newest,
+            snapshot=snapshot,
+            leaderboard=result.leaderboard,
+            trial=result.trial,
+            rows=len(y),
+            report=judged.report,
+            evidence=judged.evidence,
+            decision=judged.decision,
+            explanation=explained(estimator, snapshot.contract, judged.reference),
+            y_test=arrays.y_test,
+            raw_test=raw_test,
+            test=judged.decision.apply(raw_test),
+            parent=None if parent is None else parent.version,
+            run_id=run_id,
+            features=getattr(
+                self.pipeline.features, "__name__", None if self.pipeline.features is None else "features"
+            ),
+        )
         metadata = {
             "event_id": event_id,
             "snapshot": snapshot.key,
             "family": result.trial.family,
             "rows": len(y),
-            "gate": report.to_dict(),
+            "gate": judged.report.to_dict(),
         }
+        pages: dict[str, bytes] = {}
+
+        def card(package: Mapping[str, Any]) -> dict[str, bytes]:
+            content = build_card(facts, package)
+            pages[CARD] = json.dumps(content, indent=1).encode()
+            pages[CARD_PAGE] = card_page(content).encode()
+            return pages
+
+        # The reference keeps the gated model's held-out losses: the refitted one has seen those rows.
         build_package(
             folder,
             estimator,
             snapshot.contract,
             self.pipeline.features,
-            _reference(snapshot, arrays, result),
+            judged.reference,
             metadata,
             self.raw,
+            decision=judged.decision,
+            extras=card,
         )
         key = f"packages/{self.pipeline.name}/{event_id}"
         digest = upload(self.lake, key, folder)
-        newest = None if arrays.time_test is None else float(np.max(arrays.time_test))
         version = self.registry.register(
             name=self.pipeline.name,
             package_key=key,
@@ -374,16 +419,31 @@ class Turn:
             family=result.trial.family,
             params=result.trial.params,
             snapshot_key=snapshot.key,
-            created_at=SystemClock().now(),
+            created_at=created_at,
             data_end=newest,
             event_id=event_id,
-            tags={"run_id": run_id, "time": snapshot.time or ""},
+            tags={
+                "run_id": run_id,
+                "time": snapshot.time or "",
+                "parent": "" if parent is None else str(parent.version),
+            },
         )
+        self.registry.log_files(run_id, pages)
         self.store.put("versions", f"{version.name}/{version.version}", {"package_key": key, "digest": digest})
         self.events.append(
             version.name, "registered", {"event_id": event_id, "version": version.version, "digest": digest}
         )
         return version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """A candidate at the gate: the verdict and what it rests on."""
+
+    report: GateReport
+    evidence: GateEvidence
+    decision: Decision
+    reference: Reference
 
 
 class _Staged:
@@ -404,22 +464,6 @@ class _Staged:
         self._inner.note(text)
 
 
-def _reference(snapshot: DatasetSnapshot, arrays: Arrays, result: SearchResult) -> Reference:
-    """The held-out rows in time order, with what the gated model said of them."""
-    from raymlops.monitor.quality import row_losses
-
-    x = np.concatenate([arrays.x_validation, arrays.x_test])[-10_000:]
-    y = np.concatenate([arrays.y_validation, arrays.y_test])[-10_000:]
-    scores = scalar_scores(snapshot.contract.task, result.estimator.predict(x))
-    return Reference(
-        columns=snapshot.contract.names,
-        x=x,
-        scores=scores,
-        losses=row_losses(snapshot.contract.task, y, scores),
-        ordered=snapshot.split.ordered,
-    )
-
-
 def _may_have_seen(version: ModelVersion, snapshot: DatasetSnapshot, arrays: Arrays) -> bool:
     """Whether a version may have learnt from the test rows; the same answer for every row it cannot rule out."""
     if arrays.time_test is None:
@@ -429,8 +473,3 @@ def _may_have_seen(version: ModelVersion, snapshot: DatasetSnapshot, arrays: Arr
         return version.data_end is None or oldest <= version.data_end
     # Served rows carry the wall time of their arrival: what arrived after a version was made is new to it.
     return snapshot.time != ARRIVED or oldest <= version.created_at
-
-
-def scalar_scores(task: str, prediction: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """One number a row: positive probability, predicted class index, or predicted value."""
-    return prediction.argmax(axis=1).astype(float) if task == "multiclass" else np.asarray(prediction, dtype=float)

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlops.registry.version import ModelVersion, check_alias, unknown_version
+from raymlops.registry.board import LoggedSearch, LoggedTrial
+from raymlops.registry.version import ModelVersion, check_alias, check_tag, unknown_version
 from raymlops.search.selection import Leaderboard, Trial
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+log = logging.getLogger(__name__)
 
 _TAG = "raymlops."
 _STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -117,6 +122,15 @@ class MlflowRegistry:
         self.get(name, version)
         self._client.set_registered_model_alias(name, check_alias(alias), str(version))
 
+    def set_tag(self, name: str, version: int, key: str, value: str) -> None:
+        check_tag(key, value)
+        self.get(name, version)
+        # Tags of people are MLflow's own, by their own names: its page shows and edits the same ones.
+        if value:
+            self._client.set_model_version_tag(name, str(version), key, value)
+        else:
+            self._client.delete_model_version_tag(name, str(version), key)
+
     def delete_alias(self, name: str, alias: str) -> None:
         if self._holds(name) and alias in self._client.get_registered_model(name).aliases:
             self._client.delete_registered_model_alias(name, alias)
@@ -143,7 +157,11 @@ class MlflowRegistry:
         parent: str = self._client.create_run(
             experiment,
             run_name=event_id or "search",
-            tags={f"{_TAG}event_id": event_id, f"{_TAG}metric": leaderboard.metric},
+            tags={
+                f"{_TAG}event_id": event_id,
+                f"{_TAG}metric": leaderboard.metric,
+                f"{_TAG}mode": leaderboard.mode,
+            },
         ).info.run_id
         best = next(iter(leaderboard.ranked), None)
         if best is not None:
@@ -151,6 +169,7 @@ class MlflowRegistry:
         for trial in leaderboard.trials:
             tags = {
                 "mlflow.parentRunId": parent,
+                f"{_TAG}number": str(trial.number),
                 f"{_TAG}status": trial.status,
                 f"{_TAG}error": trial.error[:_TEXT_LIMIT],
             }
@@ -160,9 +179,56 @@ class MlflowRegistry:
         self._client.set_terminated(parent, status="FINISHED" if best else "FAILED")
         return parent
 
+    def log_files(self, run_id: str, files: Mapping[str, bytes]) -> bool:
+        """Keep files with a run; whether that could be done. A store of files that is not there costs no version."""
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                for name, content in files.items():
+                    (Path(scratch) / name).write_bytes(content)
+                    self._client.log_artifact(run_id, str(Path(scratch) / name))
+        except Exception as error:
+            log.warning("MLflow at %s keeps no files of run %s: %s", self.uri, run_id, error)
+            return False
+        return True
+
+    def searches(self, name: str, limit: int = 100) -> list[LoggedSearch]:
+        """The newest searches of an endpoint, the last one first, without their trials."""
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return []
+        runs = self._client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{_TAG}metric` != ''",
+            order_by=["attributes.start_time DESC"],
+            max_results=limit,
+        )
+        return [_search(run) for run in runs]
+
+    def trials(self, search: LoggedSearch) -> list[LoggedTrial]:
+        """Every trial of a search, in the order they were logged."""
+        found, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [search.experiment_id],
+                f"tags.`mlflow.parentRunId` = '{search.run_id}'",
+                order_by=["attributes.start_time ASC"],
+                max_results=1000,
+                page_token=token,
+            )
+            found += [_trial(run, search.metric) for run in page]
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda item: item.number)
+
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
+        if found is not None:
+            return str(found.experiment_id)
+        # MLflow's own default is a folder below wherever the process happens to run.
+        place = None
+        if self.uri.startswith("sqlite:///"):
+            place = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / name).as_uri()
+        return str(self._client.create_experiment(name, artifact_location=place))
 
     def _log(self, run_id: str, trial: Trial, metric: str) -> None:
         from mlflow.entities import Metric, Param
@@ -196,9 +262,41 @@ def _open(uri: str) -> MlflowClient:
 def _version(item: MlflowVersion, aliases: Mapping[str, int]) -> ModelVersion:
     number = int(item.version)
     facts = {key.removeprefix(_TAG): json.loads(value) for key, value in item.tags.items() if key.startswith(_TAG)}
+    said = {key: value for key, value in item.tags.items() if not key.startswith((_TAG, "mlflow."))}
+    facts["tags"] = {**said, **facts["tags"]}
     return ModelVersion(
         name=item.name,
         version=number,
         aliases=tuple(sorted(alias for alias, points_at in aliases.items() if points_at == number)),
         **facts,
+    )
+
+
+def _search(run: Run) -> LoggedSearch:
+    tags = run.data.tags
+    return LoggedSearch(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        event_id=tags.get(f"{_TAG}event_id", ""),
+        metric=tags[f"{_TAG}metric"],
+        mode=tags.get(f"{_TAG}mode", ""),
+        started_at=run.info.start_time / 1000.0,
+    )
+
+
+def _trial(run: Run, metric: str) -> LoggedTrial:
+    """What was logged, by the names it was logged under; what an older release did not log is ``None``."""
+    tags, numbers, params = run.data.tags, dict(run.data.metrics), dict(run.data.params)
+    number = tags.get(f"{_TAG}number") or tags.get("mlflow.runName", "").split(" ")[0]
+    return LoggedTrial(
+        number=int(number) if number.isdigit() else -1,
+        family=params.pop("family", ""),
+        status=tags.get(f"{_TAG}status", ""),
+        reason=tags.get(f"{_TAG}error", ""),
+        score=numbers.pop(metric, None),
+        error=next((numbers.pop(name) for name in (f"{metric}_se", "standard_error", "se") if name in numbers), None),
+        train_score=numbers.pop(f"train_{metric}", None),
+        fit_s=numbers.pop("fit_s", None),
+        params=params,
+        metrics=numbers,
     )

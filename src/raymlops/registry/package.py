@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -29,14 +29,15 @@ from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
 from raymlops.registry.runtime import NativeRuntime, OnnxRuntime, Runtime, load_native, to_onnx
+from raymlops.search.decision import Decision
 from raymlops.search.estimators import XGBoostEstimator
 from raymlops.sketch.profile import Profile
 
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
 
-MANIFEST = "manifest.json"
-PROFILE = "profile.npz"
+MANIFEST, DECISION, PROFILE = "manifest.json", "decision.json", "profile.npz"
+CARD, CARD_PAGE = "card.json", "card.html"
 REFERENCE_ROWS = 10_000
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # what a gateway's tick may hold
 _PARITY = 1e-4
@@ -165,8 +166,19 @@ def build_package(
     reference: Reference,
     metadata: Mapping[str, Any],
     raw: Sequence[Column] | None = None,
+    *,
+    decision: Decision | None = None,
+    extras: Callable[[Mapping[str, Any]], Mapping[str, bytes]] | None = None,
 ) -> Manifest:
-    """Write a package into ``folder``, which is made or emptied. ``raw`` is what ``features`` takes, where it is known.
+    """Write a package into ``folder``, which is made or emptied.
+
+    Parameters
+    ----------
+    reference : its scores are what a version says, so calibrated ones where ``decision`` calibrates
+    raw : what ``features`` takes, where it is known
+    decision : calibration and threshold that serving applies to what the model says; the model's own when left out
+    extras : more files by name, such as the model card, made when the package's own figures are known: ``form``,
+        ``runtime``, ``onnx``, ``latency_us``, ``size_mb``
 
     The ONNX form is kept when it agrees with the native model within 1e-4 (of the spread, for a regression) on rows of the
     reference, also with values missing where the contract lets them be; the faster of the two for a batch's size, as
@@ -199,10 +211,17 @@ def build_package(
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
     (target / PROFILE).write_bytes(reference.profile(contract).to_bytes())
+    if decision is not None:
+        (target / DECISION).write_text(json.dumps(decision.to_dict(), sort_keys=True))
+    faster: Literal["onnx", "native"] = "onnx" if latency.get("onnx", np.inf) < latency["native"] else "native"
+    if extras is not None:
+        figures = {"form": form, "runtime": faster, "onnx": reason, "latency_us": latency, "size_mb": size_mb(target)}
+        for name, content in extras(figures).items():
+            (target / name).write_bytes(content)
     content = Manifest(
         files={path.name: sha256_of(path.read_bytes()) for path in sorted(target.iterdir())},
         form=form,
-        runtime="onnx" if latency.get("onnx", np.inf) < latency["native"] else "native",
+        runtime=faster,
         onnx=reason,
         latency_us=latency,
         batch_us=batches,
@@ -214,6 +233,11 @@ def build_package(
     ).to_bytes()
     (target / MANIFEST).write_bytes(content)
     return Manifest.from_bytes(content)
+
+
+def size_mb(folder: str | Path) -> float:
+    """Size of all files of a package, in megabytes (10**6 bytes)."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
 def by_value(thing: Any, defined_by: Any) -> bytes:
@@ -357,6 +381,26 @@ def download(lake: Lake, key: str, folder: str | Path, digest: str | None = None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def read_file(lake: Lake, key: str, digest: str, name: str) -> bytes:
+    """One file of a package in the lake, checked against the manifest, and that against the registry's ``digest``.
+
+    Raises
+    ------
+    DigestMismatch : the manifest or the file was changed
+    DataError : the package holds no such file
+    """
+    content = lake.read(f"{key}/{MANIFEST}")
+    if sha256_of(content) != digest:
+        raise _mismatch(MANIFEST, Path(key), sha256_of(content), digest)
+    files = Manifest.from_bytes(content).files
+    if name not in files:
+        raise DataError(f"The package {key} holds no {name}: it was made by an older release.")
+    found = lake.read(f"{key}/{name}")
+    if sha256_of(found) != files[name]:
+        raise _mismatch(name, Path(key), sha256_of(found), files[name])
+    return found
 
 
 def _verifies(folder: Path, digest: str | None) -> bool:

@@ -51,15 +51,15 @@ class NativeRuntime:
     """The library that trained the model."""
 
     def __init__(self, estimator: Estimator) -> None:
-        self._estimator = estimator
+        self.estimator = estimator
         # XGBoost was told its threads; OpenMP inside scikit-learn is held only while it predicts.
         self._pools = None if isinstance(estimator, XGBoostEstimator) else ThreadpoolController()
 
     def predict(self, x: Floats) -> Floats:
         if self._pools is None:
-            return self._estimator.predict(x)
+            return self.estimator.predict(x)
         with self._pools.limit(limits=1):
-            return self._estimator.predict(x)
+            return self.estimator.predict(x)
 
 
 def load_native(folder: Path, form: str, task: Task, n_classes: int) -> NativeRuntime:

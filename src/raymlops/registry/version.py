@@ -11,6 +11,8 @@ from raymlops.errors import ConfigError, UnknownVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
+FIXED_TAGS = frozenset({"run_id", "time", "parent"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class ModelVersion:
     snapshot_key : the data it learnt from
     created_at, data_end : seconds since 1970; ``data_end`` is the newest row's own time, where rows have one
     event_id : what caused it; one event makes one version
+    tags : ``run_id`` of the search, ``time`` column and ``parent`` version, which stay, and what people have said since
     """
 
     name: str
@@ -42,6 +45,16 @@ class ModelVersion:
     data_end: float | None
     event_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parent(self) -> int | None:
+        """The champion when this version was made."""
+        return int(self.tags["parent"]) if self.tags.get("parent") else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"aliases": list(self.aliases), "params": dict(self.params), "tags": dict(self.tags)}
 
 
 class Registry(Protocol):
@@ -74,6 +87,15 @@ class Registry(Protocol):
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point ``alias`` at a version, away from where it pointed. Raises :class:`UnknownVersion`, :class:`ConfigError`."""
 
+    def set_tag(self, name: str, version: int, key: str, value: str) -> None:
+        """Say something about a version; an empty value takes it back. What a version was made of cannot be changed.
+
+        Raises
+        ------
+        UnknownVersion
+        ConfigError : a key that is none, or one that registration set
+        """
+
     def delete_alias(self, name: str, alias: str) -> None:
         """Let ``alias`` point at nothing; nothing happens when it already does."""
 
@@ -89,6 +111,17 @@ def check_alias(alias: str) -> str:
             "and neither 'latest' nor a version such as 'v1'."
         )
     return alias
+
+
+def check_tag(key: str, value: str) -> str:
+    """``key`` itself, when a person may set it to ``value``. Raises :class:`ConfigError`."""
+    if not _TAG.fullmatch(key) or len(value) > 500:
+        raise ConfigError(
+            f"{key!r} is no tag: give letters, digits, '-', '_' or '.', beginning with a letter, and a text of at most 500 characters."
+        )
+    if key in FIXED_TAGS:
+        raise ConfigError(f"{key!r} was set when the version was registered and stays: a version is immutable.")
+    return key
 
 
 def unknown_version(name: str, asked: int | str, known: Iterable[ModelVersion]) -> UnknownVersion:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from html import escape
 from typing import Any
 
 from raymlops.events import Event
 from raymlops.monitor.forecast import span
 from raymlops.monitor.ledger import LossLedger
+from raymlops.report.page import bar, number, page, when
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}p.lead{font-size:1.05rem}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .6rem .25rem 0;vertical-align:top;
-border-bottom:1px solid #e3e6ea}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.dim{color:#667}
-svg{width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#556}.s2{color:#9a6700}.s3{color:#bc4c00}
-.s4{color:#cf222e}
-"""
 _KINDS = {
     "none": "nothing is wrong",
     "covariate_shift": "the inputs moved",
@@ -72,12 +63,7 @@ def drift_page(
         _decided(events),
         _due(monitor, loop, now),
     )
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<meta name='viewport' content='width=device-width'><title>{escape(name)}: drift report</title>"
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
-    )
+    return page(f"{name}: drift report", sections)
 
 
 def _head(name: str, loop: Mapping[str, Any], monitor: Mapping[str, Any], now: float) -> str:
@@ -88,16 +74,16 @@ def _head(name: str, loop: Mapping[str, Any], monitor: Mapping[str, Any], now: f
     lead = f"Version {escape(str(loop.get('champion')))} serves ({escape(phase)}); {kind}."
     why = f"<p>{escape(str(diagnosis.get('note')))}</p>" if diagnosis.get("note") else ""
     call = f"<p class='s4'>A person is asked: {escape(str(asked))}.</p>" if asked else ""
-    return f"<h1>{escape(name)}</h1><p class='dim'>{_when(now)}</p><p class='lead'>{lead}</p>{why}{call}"
+    return f"<h1>{escape(name)}</h1><p class='dim'>{when(now)}</p><p class='lead'>{lead}</p>{why}{call}"
 
 
 def _windows(watch: Mapping[str, Any], events: Sequence[Event]) -> str:
     rows = [event for event in events if event.kind == "drift"][-_SHOWN:]
     table = "".join(
-        f"<tr><td>{_when(event.at)}</td><td class='n'>{_text(event.body, 'version')}</td>"
+        f"<tr><td>{when(event.at)}</td><td class='n'>{_text(event.body, 'version')}</td>"
         f"<td class='n'>{_text(event.body, 'window')}</td><td class='n s{_severity(event)}'>{_severity(event)}</td>"
         f"<td>{escape(', '.join(str(item) for item in event.body.get('columns', ())[:5]))}</td>"
-        f"<td class='n'>{_number(event.body.get('loss'))}</td>"
+        f"<td class='n'>{number(event.body.get('loss'))}</td>"
         f"<td>{_KINDS.get(str((event.body.get('diagnosis') or {}).get('kind')), '')}</td></tr>"
         for event in reversed(rows)
     )
@@ -141,7 +127,7 @@ def _chart(watch: Mapping[str, Any], events: Sequence[Event]) -> str:
             f"stroke-dasharray='4 3'/><polyline points='{path}' fill='none' stroke='#24292f'/>"
             + "".join(
                 f"<circle cx='{x(at + ledger.block_s / 2):.1f}' cy='{y(loss):.1f}' r='2.5'><title>version {version}, "
-                f"{_when(at)}: mean loss {loss:.4f} of {count} labels</title></circle>"
+                f"{when(at)}: mean loss {loss:.4f} of {count} labels</title></circle>"
                 for at, loss, count in line
             )
         )
@@ -149,12 +135,12 @@ def _chart(watch: Mapping[str, Any], events: Sequence[Event]) -> str:
         if event.kind in _MARKS and first <= event.at <= last:
             drawn.append(
                 f"<line x1='{x(event.at):.1f}' x2='{x(event.at):.1f}' y1='0' y2='{_HEIGHT - _BOTTOM}' "
-                f"stroke='{_MARKS[event.kind]}'><title>{_when(event.at)}: {_DECISIONS[event.kind]}</title></line>"
+                f"stroke='{_MARKS[event.kind]}'><title>{when(event.at)}: {_DECISIONS[event.kind]}</title></line>"
             )
     axis = (
         f"<text x='0' y='{y(top / 1.1) + 4:.0f}'>{top / 1.1:.3g}</text><text x='0' y='{_HEIGHT - _BOTTOM}'>0</text>"
-        f"<text x='{_LEFT}' y='{_HEIGHT - 6}'>{_when(first)}</text>"
-        f"<text x='{_WIDTH}' y='{_HEIGHT - 6}' text-anchor='end'>{_when(last)}</text>"
+        f"<text x='{_LEFT}' y='{_HEIGHT - 6}'>{when(first)}</text>"
+        f"<text x='{_WIDTH}' y='{_HEIGHT - 6}' text-anchor='end'>{when(last)}</text>"
     )
     legend = ", ".join(f"<span style='color:{colour}'>{_DECISIONS[kind]}</span>" for kind, colour in _MARKS.items())
     return (
@@ -172,11 +158,10 @@ def _moved(monitor: Mapping[str, Any]) -> str:
     sure.sort(key=lambda item: -guilty.get(item["column"], {}).get("weight", 0.0))
     rows = "".join(
         f"<tr><td>{escape(str(item['column']))}</td><td>{escape(str(item['name']))}</td>"
-        f"<td><svg viewBox='0 0 100 10' style='width:8rem'><rect width='{100 * min(max(item['distance'], 0), 1):.1f}' "
-        f"height='10' fill='#bc4c00'/></svg></td><td class='n'>{item['distance']:.3f}</td>"
-        f"<td class='n'>{_number(guilty.get(item['column'], {}).get('importance'))}</td>"
+        f"<td>{bar(item['distance'])}</td><td class='n'>{item['distance']:.3f}</td>"
+        f"<td class='n'>{number(guilty.get(item['column'], {}).get('importance'))}</td>"
         f"<td class='n'>{item['p_value']:.1e}</td><td class='n'>{item['limit']:.1e}</td>"
-        f"<td class='n'>{_number(item['effective_rows'])}</td></tr>"
+        f"<td class='n'>{number(item['effective_rows'])}</td></tr>"
         for item in sure[:_SHOWN]
     )
     return (
@@ -210,7 +195,7 @@ def _decided(events: Sequence[Event]) -> str:
     if not rows:
         return "<h2>What was decided, and why</h2><p class='dim'>Nothing yet.</p>"
     table = "".join(
-        f"<tr><td>{_when(event.at)}</td><td>{_DECISIONS[event.kind]}</td>"
+        f"<tr><td>{when(event.at)}</td><td>{_DECISIONS[event.kind]}</td>"
         f"<td class='n'>{_text(event.body, 'version')}</td><td>{_text(event.body, 'reason')}</td></tr>"
         for event in reversed(rows)
     )
@@ -226,9 +211,9 @@ def _due(monitor: Mapping[str, Any], loop: Mapping[str, Any], now: float) -> str
         return f"<h2>When the next refit is due</h2><p>{escape(str(found['note'])).capitalize()}.</p>"
     due = trained + found["due_s"]
     left = f"in {span(due - now)}" if due > now else f"since {span(now - due)}"
-    ends = [_when(trained + found[key]) if found[key] is not None else "no upper end" for key in ("low_s", "high_s")]
+    ends = [when(trained + found[key]) if found[key] is not None else "no upper end" for key in ("low_s", "high_s")]
     return (
-        f"<h2>When the next refit is due</h2><p>{_when(due)}, {left}; 80 % interval {ends[0]} to {ends[1]}. "
+        f"<h2>When the next refit is due</h2><p>{when(due)}, {left}; 80 % interval {ends[0]} to {ends[1]}. "
         f"{escape(str(found['note'])).capitalize()}.</p>"
     )
 
@@ -240,11 +225,3 @@ def _severity(event: Event) -> int:
 def _text(body: Mapping[str, Any], key: str) -> str:
     value = body.get(key)
     return "" if value is None else escape(str(value)[:500])
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) and math.isfinite(value) else ""
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

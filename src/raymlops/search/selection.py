@@ -15,6 +15,7 @@ from raymlops.clock import seconds
 from raymlops.errors import ConfigError, SearchFailed, nearest
 from raymlops.search.candidates import Candidate, defaults
 from raymlops.search.objective import METRICS, Mode, Objective
+from raymlops.search.threshold import ThresholdSpec, check_spec
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
@@ -55,6 +56,9 @@ class Search:
     max_concurrent : trials at once, one CPU each
     seed : of samplers, models and sub-samples
     recency : with rows in time order, also search how much of the past to learn from
+    calibrate : let serving correct the probabilities, where unseen rows ask for it (:mod:`raymlops.search.calibration`)
+    threshold : from which probability on a binary answer is the positive class: a number, ``Costs(...)``, ``"f1"``, or
+        ``None`` for 0.5
 
     Raises
     ------
@@ -68,6 +72,8 @@ class Search:
     max_concurrent: int = 2
     seed: int = 0
     recency: bool = True
+    calibrate: bool = True
+    threshold: ThresholdSpec = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
@@ -79,6 +85,7 @@ class Search:
                 raise ConfigError(f"{name}={value!r} cannot work: give a whole number of at least 1.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
+        check_spec(self.threshold)
         if self.time_budget_s is not None:
             budget = seconds(self.time_budget_s, "time_budget_s")
             if budget == 0:

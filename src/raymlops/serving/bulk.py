@@ -100,7 +100,7 @@ class Scorer:
         if not len(x):
             return self._predictor.predict(x)
         try:
-            return self._runtime.predict(x)
+            return self._predictor.decision.apply(self._runtime.predict(x))
         except Exception as error:
             raise ModelFault(
                 f"Version {self._bulk.version} failed on a block of {len(x)} rows: {type(error).__name__}: {error}"
@@ -116,7 +116,7 @@ class Scorer:
         )
 
     def _answers(self, table: pa.Table, prediction: npt.NDArray[Any]) -> pa.Table:
-        answers = answer_columns(self._predictor.contract, prediction)
+        answers = answer_columns(self._predictor.contract, prediction, self._predictor.decision.threshold.value)
         named = set(self._predictor.contract.names)
         keep = self._bulk.keep
         kept = [name for name in table.column_names if (name not in named if keep is None else name in keep)]
@@ -124,7 +124,7 @@ class Scorer:
         return pa.table({**columns, **answers})
 
 
-def answer_columns(contract: DataContract, prediction: npt.NDArray[Any]) -> dict[str, pa.Array]:
+def answer_columns(contract: DataContract, prediction: npt.NDArray[Any], threshold: float = 0.5) -> dict[str, pa.Array]:
     """Predictions as a request's answer holds them: ``prediction``, and ``probability`` (binary) or ``probabilities``.
 
     ``prediction`` is what :meth:`Predictor.predict` gives for n rows; ``probabilities`` are in the order of the classes.
@@ -133,7 +133,7 @@ def answer_columns(contract: DataContract, prediction: npt.NDArray[Any]) -> dict
         return {"prediction": pa.array(prediction, pa.float64())}
     classes = pa.array(contract.classes)
     if contract.task == "binary":
-        chosen = classes.take(pa.array((prediction >= 0.5).astype(np.int8)))
+        chosen = classes.take(pa.array((prediction >= threshold).astype(np.int8)))
         return {"prediction": chosen, "probability": pa.array(prediction, pa.float64())}
     flat = pa.array(np.ascontiguousarray(prediction, dtype=np.float64).reshape(-1))
     chosen = classes.take(pa.array(prediction.argmax(axis=1)))

@@ -32,6 +32,7 @@ from raymlops.errors import (
 from raymlops.serving import arrow, invocations, openapi
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.batching import Answer
+from raymlops.serving.explaining import ExplainDesk
 from raymlops.serving.http import (
     CLOSE,
     ClientGone,
@@ -108,6 +109,7 @@ class Gateway:
         self._errors = 0
         self._started = self._clock.monotonic()
         self._routes = Routes(endpoint)
+        self._desk = ExplainDesk(endpoint)
         self.draining = False
         self.lane = Lane(endpoint, self._variants, self._recorder, self.limits, self._clock)
 
@@ -129,6 +131,7 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await self._flusher
             self._flusher = None
+        self._desk.close()
         await self._variants.settle()
         await self._recorder.flush(last=True)
 
@@ -301,6 +304,13 @@ class Gateway:
         own, version, variant, answer = await self._serve(parsed, request.headers, self._variants.pick(parsed))
         body = invocations.format_invocations(answer.predictions)
         return json_response(body, headers=served_headers(own, version, variant))
+
+    async def _explain(self, request: Request) -> Response:
+        champion = self._variants.require_champion()
+        parsed = parse_rows(request.body, self.limits.max_rows, len(champion.model.inputs))
+        own = parsed.request_id or request_id_of(request.headers.get(b"x-request-id")) or uuid.uuid4().hex
+        body = await self._desk.explain(champion.model, champion.version, parsed.rows)
+        return json_response({"request_id": own, **body}, headers=served_headers(own, champion.version, "champion"))
 
     async def _serve(
         self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None

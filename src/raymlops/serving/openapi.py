@@ -43,6 +43,11 @@ def document(
     model = f"/v2/models/{endpoint}"
     paths = {
         f"/{endpoint}/predict": {"post": _operation("predict", "Predictions for rows", answered, predict)},
+        f"/{endpoint}/explain": {
+            "post": _operation(
+                "explain", "How much each column moved the prediction of each row", "ExplainResponse", "PredictRequest"
+            )
+        },
         f"/{endpoint}/feedback": {
             "post": _operation("feedback", "Labels, durable when answered", "FeedbackResponse", "FeedbackRequest")
         },
@@ -150,6 +155,7 @@ def _schemas(columns: Sequence[Column], contract: DataContract, limits: Serving)
                 "probabilities": probabilities,
             }
         ),
+        "ExplainResponse": _explained(label, probabilities),
         "FeedbackRequest": {
             "anyOf": [_object({"labels": {"type": "array", "items": label_item, "minItems": 1}}), label_item]
         },
@@ -192,6 +198,32 @@ def _schemas(columns: Sequence[Column], contract: DataContract, limits: Serving)
         },
         "Anything": {"type": "object"},
     }
+
+
+def _explained(label: dict[str, Any], probabilities: dict[str, Any]) -> dict[str, Any]:
+    """Contributions name the columns that the model takes, which a ``features`` function may have made."""
+    number = {"type": ["number", "array"], "items": {"type": "number"}}
+    by_column = {"type": "object", "additionalProperties": number}
+    row = _object(
+        {
+            "prediction": label,
+            "probability": probabilities.get("items", {"type": "null"}),
+            "base": number,
+            "output": number,
+            "contributions": by_column,
+            "standard_errors": {"anyOf": [by_column, {"type": "null"}]},
+        }
+    )
+    return _object(
+        {
+            "request_id": {"type": "string"},
+            "version": {"type": "integer"},
+            "method": {"enum": ["tree_shap", "linear", "sampled_shapley"]},
+            "units": {"enum": ["log-odds", "score", "probability", "value"]},
+            "classes": {"type": ["array", "null"]},
+            "rows": {"type": "array", "items": row},
+        }
+    )
 
 
 def _label(contract: DataContract) -> dict[str, Any]:

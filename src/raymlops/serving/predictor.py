@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from raymlops.data.raw import check_raw
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
-from raymlops.registry.package import BATCH_SIZES, PROFILE, Manifest, Reference, verify
+from raymlops.explain.explainers import explainer_for
+from raymlops.explain.explanation import Explainer
+from raymlops.registry.package import BATCH_SIZES, DECISION, PROFILE, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
+from raymlops.search.decision import Decision
 from raymlops.sketch.histogram import Bins
 from raymlops.sketch.profile import Profile
 
@@ -35,6 +39,7 @@ class Predictor:
     raw : the columns ``features`` was trained on, where the package knows them; requests may hold no others
     manifest : of the package
     version : the number the caller gave, 0 when none
+    decision : calibration and threshold; :meth:`predict` calibrates, :meth:`answer` decides by the threshold
     """
 
     def __init__(
@@ -44,8 +49,11 @@ class Predictor:
         features: FeatureFunction | None,
         manifest: Manifest,
         folder: Path,
+        decision: Decision | None = None,
     ) -> None:
         self.contract = contract
+        self.decision = decision or Decision()
+        self._calibrates, self._cut = self.decision.calibrates, self.decision.threshold.value
         self.features = features
         self.manifest = manifest
         self.version = 0
@@ -56,6 +64,8 @@ class Predictor:
         self._folder = folder
         self._reference: Reference | None = None
         self._profile: Profile | None = None
+        self._explainer: Explainer | None = None
+        self._explaining = threading.Lock()
 
     @classmethod
     def load(cls, folder: str | Path, version: int = 0, digest: str | None = None) -> Predictor:
@@ -75,7 +85,10 @@ class Predictor:
         if "native" in wanted:
             runtimes["native"] = load_native(root, manifest.form, contract.task, len(contract.classes))
         features = pickle.loads((root / "features.pkl").read_bytes()) if "features.pkl" in manifest.files else None
-        loaded = cls(runtimes, contract, features, manifest, root)
+        decision = None
+        if DECISION in manifest.files:
+            decision = Decision.from_dict(json.loads((root / DECISION).read_bytes()))
+        loaded = cls(runtimes, contract, features, manifest, root, decision)
         loaded.version = version
         if "raw.json" in manifest.files:
             loaded.raw = tuple(Column.from_dict(item) for item in json.loads((root / "raw.json").read_bytes()))
@@ -113,6 +126,21 @@ class Predictor:
         """What this version's traffic is counted in."""
         return self.profile.bins
 
+    @property
+    def explainer(self) -> Explainer:
+        """Explains what the model itself says, before calibration; made when first asked for, which takes a moment.
+
+        Raises
+        ------
+        DigestMismatch : the package was changed since it was loaded
+        """
+        with self._explaining:
+            if self._explainer is None:
+                verify(self._folder, self.manifest.digest or None)
+                native = load_native(self._folder, self.manifest.form, self.contract.task, len(self.contract.classes))
+                self._explainer = explainer_for(native.estimator, self.contract, self.reference.x)
+            return self._explainer
+
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
         """Request rows as the model's matrix, ``(n_rows, n_features)`` float32.
 
@@ -147,7 +175,8 @@ class Predictor:
             if rows > count:
                 break
             runtime = faster
-        return runtime.predict(x)
+        prediction = runtime.predict(x)
+        return self.decision.apply(prediction) if self._calibrates else prediction
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:
         """The encoded rows, the prediction for them, and the rows as they were sent when no ``features`` work on them.
@@ -166,7 +195,7 @@ class Predictor:
     def answer(self, prediction: Floats) -> tuple[list[Any], list[Any] | None]:
         """What a client reads: predictions, and probabilities or ``None``; both JSON-serialisable.
 
-        A binary task answers with a class (from 0.5 on the positive one) and the positive class's probability, a
+        A binary task answers with a class (from the threshold on the positive one) and the positive class's probability, a
         multiclass one with a class and the probabilities in the order of ``contract.classes``, a regression with values.
         """
         classes = self.contract.classes
@@ -174,7 +203,8 @@ class Predictor:
             return prediction.tolist(), None
         if self.contract.task == "binary":
             values = prediction.tolist()
-            return [classes[1] if value >= 0.5 else classes[0] for value in values], values
+            cut = self._cut
+            return [classes[1] if value >= cut else classes[0] for value in values], values
         return [classes[index] for index in prediction.argmax(axis=1).tolist()], prediction.tolist()
 
 

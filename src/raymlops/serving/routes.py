@@ -36,6 +36,7 @@ class Routes:
         self._table: dict[str, dict[str, str]] = {
             "/predict": {"POST": "predict"},
             "/feedback": {"POST": "feedback"},
+            "/explain": {"POST": "explain"},
             "/status": {"GET": "status"},
             "/health/live": {"GET": "live"},
             "/health/ready": {"GET": "ready"},
@@ -76,7 +77,7 @@ class Routes:
         if methods is None:
             name = self._endpoint
             raise UnknownPath(
-                f"There is nothing at {path[:200]!r}. {name!r} has: POST /{name}/predict, /feedback and /invocations, "
+                f"There is nothing at {path[:200]!r}. {name!r} has: POST /{name}/predict, /explain, /feedback and /invocations, "
                 f"GET /{name}/status and /openapi.json, POST /v2/models/{name}/infer."
             )
         handler = methods.get(method)

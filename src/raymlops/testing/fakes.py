@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raymlops.registry.version import ModelVersion, check_alias, unknown_version
+from raymlops.registry.version import ModelVersion, check_alias, check_tag, unknown_version
 
 
 class InMemoryRegistry:
@@ -72,6 +72,13 @@ class InMemoryRegistry:
     def set_alias(self, name: str, alias: str, version: int) -> None:
         self.get(name, version)
         self._aliases.setdefault(name, {})[check_alias(alias)] = version
+
+    def set_tag(self, name: str, version: int, key: str, value: str) -> None:
+        check_tag(key, value)
+        self.get(name, version)
+        held = self._versions[name]
+        tags = {**held[version - 1].tags, key: value}
+        held[version - 1] = replace(held[version - 1], tags={key: value for key, value in tags.items() if value})
 
     def delete_alias(self, name: str, alias: str) -> None:
         self._aliases.get(name, {}).pop(alias, None)
