@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raymlops.data.assess import Assess
 from raymlops.data.features import FeatureFunction
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
+from raymlops.data.split import SplitBy
 from raymlops.errors import ConfigError
 from raymlops.gate import Gate
 from raymlops.monitor.monitor import Monitor
@@ -28,6 +30,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _RESERVED = frozenset({"v2", "health", "champion", "challenger", "latest"})
 _SPECS = {
     "source": (FileSource, FrameSource, SparkSource),
+    "assess": (Assess,),
+    "split": (SplitBy,),
     "search": (Search,),
     "gate": (Gate,),
     "serving": (Serving,),
@@ -46,6 +50,8 @@ class Pipeline:
     name : the endpoint's name and route; lower-case letters, digits, ``-`` and ``_``
     source : where the rows come from, with ``label=`` and, for data that has an order, ``time=``
     features : pandas frame in, pandas frame out, one row per row; Spark runs it to train, the server to serve
+    assess : how the data is judged before training, and which faults stop the pipeline
+    split : which rows judge: the newest, or by group or stratum
     search, gate, serving, monitor, retrain : one spec a stage, each with useful defaults
     rollout : how a version gets its traffic: `Canary`, `BlueGreen`, `Shadow`, `ABTest` or `Bandit`
 
@@ -57,6 +63,8 @@ class Pipeline:
     name: str
     source: FileSource | FrameSource | SparkSource
     features: FeatureFunction | None = None
+    assess: Assess = field(default_factory=Assess)
+    split: SplitBy = field(default_factory=SplitBy)
     search: Search = field(default_factory=Search)
     gate: Gate = field(default_factory=Gate)
     serving: Serving = field(default_factory=Serving)

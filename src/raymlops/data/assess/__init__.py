@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.data.assess.result import Assessment, CheckResult, Verdict, require
-from raymlops.data.assess.spec import CHECKS, Assess
+from raymlops.data.assess.spec import CHECKS, QUICK_MODELS, Assess
 
 if TYPE_CHECKING:  # results and spec must stay light: pandas and scikit-learn are imported where they work
     import pandas as pd
 
     from raymlops.data.schema import DataContract, Task
 
-__all__ = ["CHECKS", "Assess", "Assessment", "CheckResult", "Verdict", "assess", "require"]
+__all__ = ["CHECKS", "QUICK_MODELS", "Assess", "Assessment", "CheckResult", "Verdict", "assess", "require"]
 
 
 def assess(

@@ -142,16 +142,16 @@ def disguise(table: Table, sample: Sample, found: dict[str, Alone]) -> Iterator[
     if len(usable) < 2 or len(y) < 4 * len(usable):
         return
     raw = np.column_stack([_plain(table.inputs[index], sample) for index in usable])
-    scale = np.maximum(raw.std(axis=0), 1e-12)
-    x = (raw - raw.mean(axis=0)) / scale
+    x = (raw - raw.mean(axis=0)) / np.maximum(raw.std(axis=0), 1e-12)
+    x = np.column_stack([x, np.ones(len(y))])
     half = len(y) // 2
-    weights, *_ = np.linalg.lstsq(x[:half], y[:half] - y[:half].mean(), rcond=None)
-    guess = x[half:] @ weights + y[:half].mean()
+    weights, *_ = np.linalg.lstsq(x[:half], y[:half], rcond=None)
+    guess = x[half:] @ weights
     value = skill(y[half:], guess, "regression")
     if not value >= limit:
         yield result("disguise", "pass", value, limit, f"No sum of columns is the label (R² {value:.4f}).")
         return
-    parts = [table.names[usable[i]] for i in np.flatnonzero(np.abs(weights) > 1e-3 * y.std())]
+    parts = [table.names[usable[i]] for i in np.flatnonzero(np.abs(weights[:-1]) > 1e-3 * y.std())]
     message = f"The label {table.label!r} is a sum of {listed(parts)} (R² {value:.6f})."
     advice = "They are its parts: drop them unless they are known before the outcome, or compute it without a model."
     yield result("disguise", "warn", value, limit, message, advice, columns=parts)

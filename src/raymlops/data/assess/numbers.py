@@ -20,7 +20,7 @@ _POSITIVE = re.compile(
 )
 _START = re.compile(r"(^|_)(start|started|begin|from|opened|created|pickup|departure)(_|$)")
 _END = re.compile(r"(^|_)(end|ended|stop|to|until|closed|finished|dropoff|arrival)(_|$)")
-_CODES = tuple(sign * float("9" * digits) for digits in range(3, 10) for sign in (-1, 1)) + (-9.0, -99.0)
+_CODES = frozenset({-9.0, -99.0} | {sign * float("9" * digits) for digits in range(3, 10) for sign in (-1, 1)})
 _FAR, _GAP = 30.0, math.log(8.0)
 _MOST_OUTLIERS = 0.01
 

@@ -53,6 +53,9 @@ _PLAIN: tuple[tuple[str, Check], ...] = (
     ("filling", stability.filling),
     ("slices", repeats.slices),
 )
+_LEAST = 50  # of fewer rows nothing can be said but that they are too few
+_FIRST = ("rows", "label", "time")
+_MODELLED = ("number", "boolean", "text", "duration")
 _NEEDED = ("rows", "label", "classes", "time", "missing", "constant")
 
 
@@ -80,10 +83,10 @@ def run(
         return Assessment(checks=tuple(_judged([one], spec)), rows=len(frame))
     checks: list[CheckResult] = []
     for name, check in _PLAIN:
-        if spec.on(name):
+        if spec.on(name) and (table.rows >= _LEAST or name in _FIRST):
             checks += check(table)
     stopped = [check for check in checks if check.check in _NEEDED and not check.passed]
-    if stopped or table.rows < 50:
+    if stopped or table.rows < _LEAST:
         for name in ("leak", "predictive"):
             checks.append(result(name, "skipped", None, None, "Not looked for: the rows or the label failed first."))
     else:
@@ -94,6 +97,9 @@ def run(
 def _modelled(table: Table) -> Iterator[CheckResult]:
     """The checks that fit something, on a sample; a column that leaks is left out of what comes after."""
     spec = table.spec
+    table = replace(table, names=tuple(column.name for column in table.inputs if column.kind in _MODELLED))
+    if not table.names:
+        return
     sample = sample_of(table)
     single = leaks.alone(table, sample)
     if spec.on("leak"):

@@ -32,7 +32,7 @@ CHECKS: dict[str, tuple[float | None, str]] = {
     "infinite": (0, "infinite values in a column"),
     "huge": (0, "values a float32 does not hold"),
     "outliers": (0, "values far outside with a gap before them"),
-    "sentinel": (0.002, "share of a number that stands for missing"),
+    "sentinel": (0.01, "share of a number that stands for missing"),
     "negative": (0, "negative values where there should be none"),
     "identifier": (0, "columns that name the row"),
     "duplicate_ids": (0, "rows that repeat an identifier"),
@@ -58,6 +58,9 @@ CHECKS: dict[str, tuple[float | None, str]] = {
     "enough_rows": (0.03, "sure gain of skill from twice the rows"),
     "unrelated": (0.3, "share of columns unrelated to the label"),
 }
+
+#: The checks that fit quick models, and take most of the time.
+QUICK_MODELS = ("predictive", "enough_rows", "unrelated", "collapse")
 
 _OVERRIDES = ("fail", "warn", "off")
 
