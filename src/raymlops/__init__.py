@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "ABTest": "raymlops.serving.policies",
+    "Assess": "raymlops.data.assess",
     "Bandit": "raymlops.serving.policies",
     "BlueGreen": "raymlops.serving.policies",
     "Canary": "raymlops.serving.policies",
@@ -34,11 +35,13 @@ _PUBLIC = {
     "Settings": "raymlops.settings",
     "Shadow": "raymlops.serving.policies",
     "SparkSource": "raymlops.data.sources",
+    "SplitBy": "raymlops.data.split",
     "candidates": "raymlops.search.candidates",
 }
 
 __all__ = [
     "ABTest",
+    "Assess",
     "Bandit",
     "BlueGreen",
     "Canary",
@@ -61,14 +64,17 @@ __all__ = [
     "Settings",
     "Shadow",
     "SparkSource",
+    "SplitBy",
     "candidates",
 ]
 
 if TYPE_CHECKING:
+    from raymlops.data.assess import Assess
     from raymlops.data.combined import CombinedSource
     from raymlops.data.schema import DataContract
     from raymlops.data.served import ServedSource
     from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, SparkSource
+    from raymlops.data.split import SplitBy
     from raymlops.data.sql import SQLSource
     from raymlops.errors import RaymlopsError
     from raymlops.gate import Gate

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raymlops.data.assess import Assess
 from raymlops.data.combined import CombinedSource
 from raymlops.data.features import FeatureFunction
 from raymlops.data.served import ServedSource
 from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, SparkSource
+from raymlops.data.split import SplitBy
 from raymlops.data.sql import SQLSource
 from raymlops.errors import ConfigError
 from raymlops.gate import Gate
@@ -32,6 +34,8 @@ _RESERVED = frozenset({"v2", "health", "champion", "challenger", "latest"})
 SOURCES = (FileSource, FrameSource, SparkSource, SQLSource, RayDatasetSource, ServedSource, CombinedSource)
 _SPECS = {
     "source": SOURCES,
+    "assess": (Assess,),
+    "split": (SplitBy,),
     "search": (Search,),
     "gate": (Gate,),
     "serving": (Serving,),
@@ -50,6 +54,8 @@ class Pipeline:
     name : the endpoint's name and route; lower-case letters, digits, ``-`` and ``_``
     source : where the rows come from, with ``label=`` and, for data that has an order, ``time=``
     features : pandas frame in, pandas frame out, one row per row; Spark runs it to train, the server to serve
+    assess : how the data is judged before training, and which faults stop the pipeline
+    split : which rows judge: the newest, or by group or stratum
     search, gate, serving, monitor, retrain : one spec a stage, each with useful defaults
     rollout : how a version gets its traffic: `Canary`, `BlueGreen`, `Shadow`, `ABTest` or `Bandit`
 
@@ -61,6 +67,8 @@ class Pipeline:
     name: str
     source: FileSource | FrameSource | SparkSource | SQLSource | RayDatasetSource | ServedSource | CombinedSource
     features: FeatureFunction | None = None
+    assess: Assess = field(default_factory=Assess)
+    split: SplitBy = field(default_factory=SplitBy)
     search: Search = field(default_factory=Search)
     gate: Gate = field(default_factory=Gate)
     serving: Serving = field(default_factory=Serving)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raymlops.data.schema import Column, DataContract, learn_contract
-from raymlops.data.snapshot import fingerprint_of, make_split
+from raymlops.data.snapshot import fingerprint_of
 from raymlops.errors import ContractViolation
 
 VALUES = {
@@ -108,22 +108,6 @@ def test_what_was_sent_is_kept_to_the_bit(values: list[tuple[float, int, bool]])
         assert sent is not None
         np.testing.assert_array_equal(sent.values[:-1], np.array(values, dtype=float))
         assert np.isnan(sent.values[-1]).all()
-
-
-@given(
-    st.integers(3, 400), st.integers(1, 4), st.booleans(), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 9)
-)
-@settings(max_examples=80, deadline=None)
-def test_a_split_loses_no_row(rows: int, kinds: int, ordered: bool, holdout: int | None, seed: int) -> None:
-    classes = np.random.default_rng(seed).integers(0, kinds, rows)
-    split, order = make_split(rows, classes=classes, ordered=ordered, holdout_rows=holdout, seed=seed)
-    assert sorted(order) == list(range(rows))
-    assert split.train + split.validation + split.test == rows
-    assert min(split.train, split.validation, split.test) >= 1
-    if holdout is not None:
-        assert max(split.validation, split.test) <= holdout
-    if ordered:
-        assert list(order) == list(range(rows))
 
 
 @given(ROWS)

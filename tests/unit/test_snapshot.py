@@ -14,7 +14,6 @@ from raymlops.data.snapshot import (
     DatasetSnapshot,
     load_arrays,
     load_snapshot,
-    make_split,
     order_by_time,
     read_frame,
     write_snapshot,
@@ -97,16 +96,6 @@ def test_without_time_each_part_has_its_share_of_each_class(lake: Lake, frame: p
     for part in (arrays.y_train, arrays.y_validation, arrays.y_test):
         assert part.mean() == pytest.approx(frame.y.mean(), abs=0.02)
     assert write(lake, frame, time=None, seed=1).fingerprint != snapshot.fingerprint
-
-
-def test_a_split_is_a_permutation() -> None:
-    split, order = make_split(101, classes=np.arange(101) % 3, seed=4)
-    assert sorted(order) == list(range(101))
-    assert split.train + split.validation + split.test == 101
-    with pytest.raises(DataError, match="2 rows cannot be split"):
-        make_split(2)
-    with pytest.raises(DataError, match="holdout_rows=0"):
-        make_split(100, holdout_rows=0)
 
 
 def test_order_is_stable_and_reads_text() -> None:

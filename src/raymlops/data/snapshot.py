@@ -17,23 +17,9 @@ import pyarrow.parquet as pq
 
 from raymlops.data.assess import Assessment
 from raymlops.data.schema import DataContract
+from raymlops.data.split import Split, SplitBy, column_of, split_rows
 from raymlops.errors import DataError
 from raymlops.lake import Lake
-
-TRAIN, VALIDATION, TEST = 0.70, 0.15, 0.15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """How many rows each part has; rows are stored in this order. ``ordered``: each part lies later in time."""
-
-    train: int
-    validation: int
-    test: int
-    ordered: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "validation": self.validation, "test": self.test, "ordered": self.ordered}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,46 +108,6 @@ def seconds_of(column: pd.Series) -> npt.NDArray[np.float64]:
     return np.asarray(column, dtype=np.float64)
 
 
-def make_split(
-    rows: int,
-    *,
-    classes: npt.NDArray[Any] | None = None,
-    ordered: bool = False,
-    holdout_rows: int | None = None,
-    seed: int = 0,
-) -> tuple[Split, npt.NDArray[np.intp]]:
-    """The split of ``rows`` rows in 70/15/15 parts, and the order, shape (rows,), in which to store them.
-
-    Parameters
-    ----------
-    classes : the label of each row; without ``ordered`` every part gets its share of each class
-    ordered : the rows are in time order and stay so: validation is later than train, test is the latest
-    holdout_rows : validation and test have at most this many rows each; a retraining keeps most rows to learn from
-
-    Raises
-    ------
-    DataError : fewer than three rows, or a ``holdout_rows`` below one
-    """
-    if rows < 3:
-        raise DataError(f"{rows} rows cannot be split into train, validation and test.")
-    if holdout_rows is not None and holdout_rows < 1:
-        raise DataError(f"holdout_rows={holdout_rows}: validation and test need at least one row each.")
-    most = rows if holdout_rows is None else holdout_rows
-    test = min(max(1, round(rows * TEST)), most)
-    validation = min(max(1, round(rows * VALIDATION)), most)
-    split = Split(train=rows - validation - test, validation=validation, test=test, ordered=ordered)
-    if ordered:
-        return split, np.arange(rows)
-    # A shuffled row's rank within its class, as a share of the class, spreads every class evenly over the order.
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    share = np.empty(rows)
-    codes = np.zeros(rows, dtype=int) if classes is None else np.asarray(pd.factorize(classes[shuffled])[0])
-    for code in np.unique(codes):
-        where = np.flatnonzero(codes == code)
-        share[where] = (np.arange(len(where)) + 0.5) / len(where)
-    return split, shuffled[np.argsort(share, kind="stable")]
-
-
 # --- writing and reading -------------------------------------------------------------------------------
 
 
@@ -176,10 +122,11 @@ def write_snapshot(
     now: float,
     holdout_rows: int | None = None,
     seed: int = 0,
+    by: SplitBy | None = None,
 ) -> DatasetSnapshot:
     """Order, split and store ``frame``; the same rows give the same snapshot, which is then not written again.
 
-    Only the contract's columns, the label and the time are stored.
+    Only the contract's columns, the label and the time are stored, of the rows that the split uses.
 
     Raises
     ------
@@ -187,14 +134,23 @@ def write_snapshot(
     DataError : too few rows, or a time that cannot be read
     """
     columns = [*contract.names, contract.label, *([time] if time else [])]
-    rows = order_by_time(frame[columns], time)
+    by = by or SplitBy()
+    extra = [name for name in (by.group, by.stratify) if name in frame.columns and name not in columns]
+    rows = order_by_time(frame[[*columns, *extra]], time)
     contract.encode(rows)
     labels = contract.encode_label(rows[contract.label])
     classes = None if contract.task == "regression" else labels
-    split, order = make_split(
-        len(rows), classes=classes, ordered=time is not None, holdout_rows=holdout_rows, seed=seed
+    parts = split_rows(
+        len(rows),
+        by,
+        times=seconds_of(rows[time]) if time else None,
+        keys=column_of(rows, "group", by.group) if by.group else None,
+        strata=column_of(rows, "stratify", by.stratify).astype(str).to_numpy() if by.stratify else classes,
+        holdout_rows=holdout_rows,
+        seed=seed,
     )
-    rows = rows.iloc[order].reset_index(drop=True)
+    split = parts.counts()
+    rows = rows[columns].iloc[parts.order].reset_index(drop=True)
     fingerprint = fingerprint_of(rows, {"contract": contract.to_dict(), "time": time, "split": split.to_dict()})
     key = f"snapshots/{name}/{fingerprint}"
     if lake.exists(f"{key}/snapshot.json"):

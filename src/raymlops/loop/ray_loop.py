@@ -19,12 +19,13 @@ import pandas as pd
 
 from raymlops.clock import SystemClock
 from raymlops.compare.slices import asked_masks
-from raymlops.data.assess import assess, require
+from raymlops.data.assess import QUICK_MODELS, assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.schema import Column, infer_task, learn_contract
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.split import SplitBy
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
 from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
@@ -263,12 +264,19 @@ class Turn:
         self.pipeline.search.objective(task)
         require_binary(self.pipeline.search.threshold, task)
         asked_masks(self.pipeline.gate.slices, frame.head(100))
-        assessment = assess(frame, source.label, time_column, task)
+        spec, by = self.pipeline.assess, self.pipeline.split
+        if time_column == ARRIVED:
+            # What was served has no groups, and its columns were judged for what they say when the first version was made.
+            spec, by = spec.without(*QUICK_MODELS), SplitBy(validation=by.validation, test=by.test)
+            spec = replace(spec, key=None, slices=(), max_age=None)
+        elif by.group is not None and spec.key is None:
+            spec = replace(spec, key=by.group)
+        assessment = assess(frame, source.label, time_column, task, spec=spec)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
         require(assessment)
-        contract = learn_contract(frame, source.label, task, drop=(time_column,) if time_column else ())
+        contract = learn_contract(frame, source.label, task, drop=[name for name in (time_column, by.group) if name])
         snapshot = write_snapshot(
             self.lake,
             name,
@@ -280,6 +288,7 @@ class Turn:
             SystemClock().now(),
             holdout_rows=holdout_rows,
             seed=self.pipeline.search.seed,
+            by=by,
         )
         if time_column != ARRIVED:
             self.store.put("snapshots", name, {"key": snapshot.key})
