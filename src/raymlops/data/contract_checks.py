@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from raymlops.data.schema_column import MAX_FAILURES, Column, rule_kind, sentenc
 from raymlops.errors import ConfigError, ContractViolation, nearest
 
 if TYPE_CHECKING:
+    from raymlops.data.contract import Declared
     from raymlops.data.schema import DataContract
 
 Bools = npt.NDArray[np.bool_]
@@ -102,7 +103,7 @@ def row_violations(
 
 
 def check_data(
-    contract: DataContract, frame: pd.DataFrame, *, time: str | None, now: float, lenient: Iterable[str] = ()
+    contract: DataContract, frame: pd.DataFrame, *, time: str | None, now: float, served: bool = False
 ) -> tuple[str, ...]:
     """A data set against everything the contract says: columns, types, nulls, limits, label, rules, uniqueness, freshness.
 
@@ -110,57 +111,50 @@ def check_data(
     ----------
     time : the column that holds the time of each row; without it, freshness cannot be judged
     now : seconds since 1970
-    lenient : columns that this data set need not have, such as keys that requests do not carry
+    served : the rows are what an endpoint was asked: each stands for itself, without keys and without the source's time
 
     Returns
     -------
-    the rules, keys and the freshness that were left out because a lenient column was not there
+    what does not apply to served rows, in words
 
     Raises
     ------
     ContractViolation : as :func:`violation_error` words it
     """
     found: list[Violation] = []
-    skipped: list[str] = []
-    excused = set(lenient)
-    present = [column for column in contract.columns if column.name in frame.columns]
     for name in (*contract.names, contract.label):
         if name not in frame.columns:
             hint = nearest(name, map(str, frame.columns))
             found.append(Violation(what=f"column {name!r}", expected="to be there", got=f"no such column.{hint}"))
     if contract.others == "refuse":
-        found += _others(contract, frame, time)
+        found += other_columns(frame, {*contract.names, contract.label, time, *named_columns(contract)})
     vectors = {str(name): Vector.of_series(frame[name]) for name in frame.columns if frame[name].ndim == 1}
-    for column in present:
-        found += _of_column(column, frame[column.name], vectors[column.name])
-    if contract.label in frame.columns:
+    for column in contract.columns:
+        if column.name in vectors:
+            found += _of_column(column, frame[column.name], vectors[column.name])
+    if contract.label in vectors:
         found += _of_label(contract, frame[contract.label])
+    skipped = [f"rule {rule.name!r}" for rule in contract.rules if served and not rule.columns <= vectors.keys()]
     for rule in contract.rules:
-        absent = rule.columns - vectors.keys()
-        if absent and absent <= excused:
-            skipped.append(f"rule {rule.name!r}")
-        elif absent:
-            found.append(_absent(f"rule {rule.name!r}", absent, vectors))
-        else:
+        if rule.columns <= vectors.keys():
             found += _of_rule(rule, vectors, len(frame), lambda name, row: frame[name].iloc[row])
-    for key in contract.unique:
-        absent = set(key) - vectors.keys()
-        if absent and absent <= excused:
-            skipped.append(f"unique ({', '.join(key)})")
-        elif absent:
-            found.append(_absent(f"unique ({', '.join(key)})", absent, vectors))
-        else:
-            found += _of_key(key, frame)
-    if contract.max_age_s is not None:
-        if time is None and not excused:
-            found.append(Violation(what="freshness", expected="a time column", got="a source without time="))
-        elif time is None:
-            skipped.append("freshness")
-        else:
-            found += _of_freshness(contract.max_age_s, frame[time], now)
+        elif not served:
+            found.append(_absent(f"rule {rule.name!r}", rule.columns - vectors.keys(), vectors))
+    if served:
+        skipped += [f"unique ({', '.join(key)})" for key in contract.unique]
+        skipped += ["freshness"] * (contract.max_age_s is not None)
+    else:
+        found += _of_keys(contract, frame, vectors)
+        if contract.max_age_s is not None:
+            found += _of_freshness(contract.max_age_s, None if time is None else frame[time], now)
     if found:
         raise violation_error(found)
     return tuple(skipped)
+
+
+def named_columns(said: DataContract | Declared) -> frozenset[str]:
+    """The columns that keys and rules name."""
+    return frozenset().union(*said.unique, *(rule.columns for rule in said.rules))
 
 
 def violation_error(found: Sequence[Violation]) -> ContractViolation:
@@ -245,20 +239,29 @@ def _of_rule(rule: Rule, vectors: Mapping[str, Vector], rows: int, value: Callab
     return _of_mask(f"rule {rule.name!r}", rule.check, mask, got)
 
 
-def _of_key(key: Sequence[str], frame: pd.DataFrame) -> list[Violation]:
+def _of_keys(contract: DataContract, frame: pd.DataFrame, there: Mapping[str, Vector]) -> list[Violation]:
     """Rows whose key another row has too; a key with a null in it is none, as in SQL."""
-    keys = frame[list(key)]
-    repeated = keys.duplicated(keep=False).to_numpy() & keys.notna().all(axis=1).to_numpy()
+    found: list[Violation] = []
+    for key in contract.unique:
+        what = f"unique ({', '.join(key)})"
+        if absent := set(key) - there.keys():
+            found.append(_absent(what, absent, there))
+            continue
+        keys = frame[list(key)]
+        repeated = keys.duplicated(keep=False).to_numpy() & keys.notna().all(axis=1).to_numpy()
 
-    def got(row: int) -> str:
-        first = keys.iloc[row]
-        return f"({', '.join(show(item) for item in first)}) more than once"
+        def got(row: int, keys: pd.DataFrame = keys) -> str:
+            return f"({', '.join(show(item) for item in keys.iloc[row])}) more than once"
 
-    return _of_mask(f"unique ({', '.join(key)})", "each key once", repeated, got)
+        found += _of_mask(what, "each key once", repeated, got)
+    return found
 
 
-def _of_freshness(max_age_s: float, series: pd.Series, now: float) -> list[Violation]:
-    what, limit = "freshness", f"the newest {series.name} at most {age_text(max_age_s)} old"
+def _of_freshness(max_age_s: float, series: pd.Series | None, now: float) -> list[Violation]:
+    what = "freshness"
+    if series is None:
+        return [Violation(what=what, expected="a time column", got="a source without time=")]
+    limit = f"the newest {series.name} at most {age_text(max_age_s)} old"
     if not pd.api.types.is_datetime64_any_dtype(series):
         return [Violation(what=what, expected=f"times in {series.name}", got=f"{series.dtype}, which has no date")]
     vector = Vector.of_series(series)
@@ -285,9 +288,8 @@ def _absent(what: str, absent: Iterable[str], there: Iterable[str]) -> Violation
     return Violation(what=what, expected=f"a column {name!r}", got=f"none of that name.{nearest(name, there)}")
 
 
-def _others(contract: DataContract, frame: pd.DataFrame, time: str | None) -> list[Violation]:
-    known = {*contract.names, contract.label, time, *(name for key in contract.unique for name in key)}
-    known |= {name for rule in contract.rules for name in rule.columns}
+def other_columns(frame: pd.DataFrame, known: Collection[str | None]) -> list[Violation]:
+    """The columns of a data set that a contract with ``others: refuse`` does not know."""
     return [
         Violation(what=f"column {str(name)!r}", expected="only columns of the contract", got="one more")
         for name in frame.columns

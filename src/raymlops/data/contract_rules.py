@@ -77,7 +77,7 @@ class Rule:
 
     Attributes
     ----------
-    on : ``"rows"``: of each row, in data sets and, when it names the model's columns only, in requests; ``"data"``: in
+    scope : ``"rows"``: of each row, in data sets and, when it names the model's columns only, in requests; ``"data"``: in
         data sets only
 
     Raises
@@ -87,13 +87,13 @@ class Rule:
 
     name: str
     check: str
-    on: Literal["rows", "data"] = "rows"
+    scope: Literal["rows", "data"] = "rows"
 
     def __post_init__(self) -> None:
         if not isinstance(self.check, str) or not self.check.strip():
             raise ConfigError(f"rule {self.name!r}: {self.check!r} is not an expression. Allowed: {ALLOWED}.")
-        if self.on not in ("rows", "data"):
-            raise ConfigError(f"rule {self.name!r}: on={self.on!r} is neither 'rows' nor 'data'.")
+        if self.scope not in ("rows", "data"):
+            raise ConfigError(f"rule {self.name!r}: scope={self.scope!r} is neither 'rows' nor 'data'.")
         object.__setattr__(self, "check", " ".join(self.check.split("\n")).strip())
         self._tree()
 
@@ -103,7 +103,7 @@ class Rule:
         return frozenset(_names(self._tree()))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "check": self.check, "on": self.on}
+        return {"name": self.name, "check": self.check, "scope": self.scope}
 
     def broken(self, columns: Mapping[str, Vector], rows: int) -> Bools:
         """True for each row of which the rule is false, ``(rows,)``.

@@ -340,12 +340,14 @@ def prepare_frame(
     *,
     deadline_s: float = 300.0,
     on_raw: OnRaw | None = None,
+    hidden: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
 
     A :class:`FrameSource` starts no JVM. Anything else is read by Spark on Ray, where the features function runs on
     Arrow batches; when Spark is lost or a step passes ``deadline_s``, the whole session is started once more.
-    ``on_raw`` is told the columns the function is given, when there is one.
+    ``on_raw`` is told the columns the function is given, when there is one. ``hidden`` are dropped columns that come along
+    all the same, unseen by the function: checks of the data need them.
 
     Raises
     ------
@@ -355,17 +357,18 @@ def prepare_frame(
     say = progress or (lambda _: None)
     if isinstance(source, FrameSource):
         say("reading the frame")
-        given = arrange(source.to_pandas(), source)
-        parity(features, given.drop(columns=[name for name in (source.label, source.time) if name]))
+        given = arrange(source.to_pandas(), source, hidden)
+        keep = (source.label, source.time, *hidden)
+        parity(features, given.drop(columns=[name for name in keep if name]))
         if features is not None and on_raw is not None:
-            on_raw(learn_raw(given, (source.label, source.time)))
-        frame = apply_features(features, given, (source.label, source.time))
+            on_raw(learn_raw(given, keep))
+        frame = apply_features(features, given, keep)
     else:
         try:
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden)
         except SparkUnavailable as error:
             say(f"{error} Starting Spark once more")
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden)
     return _finished(frame, source)
 
 
@@ -376,11 +379,12 @@ def _through_spark(
     say: Progress,
     deadline_s: float,
     on_raw: OnRaw | None,
+    hidden: tuple[str, ...],
 ) -> pd.DataFrame:
     say("starting Spark on Ray")
     spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s)
     with spark_on_ray as spark:
-        return read_frame(spark_on_ray, spark, source, features, say, on_raw)
+        return read_frame(spark_on_ray, spark, source, features, say, on_raw, hidden)
 
 
 def read_frame(
@@ -390,6 +394,7 @@ def read_frame(
     features: FeatureFunction | None,
     say: Progress,
     on_raw: OnRaw | None = None,
+    hidden: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
     say("reading with Spark")
@@ -397,7 +402,7 @@ def read_frame(
     def read() -> DataFrame:
         frame = read_source(spark, source)
         check_columns(frame.columns, source)
-        return with_features(frame, source, features, on_raw)
+        return with_features(frame, source, features, on_raw, hidden)
 
     made = spark_on_ray.step("reading the source", read)
     say("handing the partitions to Ray")

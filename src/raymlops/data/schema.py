@@ -197,7 +197,7 @@ class DataContract:
     def row_rules(self) -> tuple[Rule, ...]:
         """The rules that one row settles by what a request holds."""
         known = set(self.names)
-        return tuple(rule for rule in self.rules if rule.on == "rows" and rule.columns <= known)
+        return tuple(rule for rule in self.rules if rule.scope == "rows" and rule.columns <= known)
 
     @property
     def bounded(self) -> bool:

@@ -144,6 +144,8 @@ def encode_value(column: Column, value: Any) -> float | None:
 def show(value: Any) -> str:
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat()
     if isinstance(value, int) and abs(value) >= 10**60:
         return "a number of more than 60 digits"
     # Of a large value only the beginning is made into text.

@@ -21,7 +21,7 @@ from raymlops.clock import SystemClock
 from raymlops.data.assess import assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_dp import prepare_frame
-from raymlops.data.schema import Column, infer_task, learn_contract
+from raymlops.data.schema import Column, infer_task
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
@@ -62,7 +62,9 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
             def keep(columns: tuple[Column, ...]) -> None:
                 raw[:] = columns
 
-            frame = prepare_frame(pipeline.source, pipeline.features, settings, progress.note, on_raw=keep)
+            frame = prepare_frame(
+                pipeline.source, pipeline.features, settings, progress.note, on_raw=keep, hidden=pipeline.hidden
+            )
             turn = replace(turn, raw=tuple(raw) or None)
             version = turn.train(frame, event_id, time_column=pipeline.source.time)
         except RaymlopsError as error:
@@ -248,14 +250,23 @@ class Turn:
         self, frame: pd.DataFrame, time_column: str | None, holdout_rows: int | None, event_id: str
     ) -> DatasetSnapshot:
         source, name = self.pipeline.source, self.pipeline.name
-        task = infer_task(frame[source.label])
+        task = self.pipeline.declared.task or infer_task(frame[source.label])
         self.pipeline.search.objective(task)  # refuse a metric that does not fit before any work
+        contract, skipped = self.pipeline.declared.over(
+            frame,
+            source.label,
+            time=time_column,
+            now=SystemClock().now(),
+            hidden=self.pipeline.hidden,
+            served=time_column == ARRIVED,
+        )
+        self.events.append(name, "contract", {"event_id": event_id, "kept": True, "does_not_apply": list(skipped)})
+        frame = frame.drop(columns=[column for column in self.pipeline.hidden if column in frame.columns])
         assessment = assess(frame, source.label, time_column, task)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
         require(assessment)
-        contract = learn_contract(frame, source.label, task, drop=(time_column,) if time_column else ())
         snapshot = write_snapshot(
             self.lake,
             name,
@@ -328,7 +339,7 @@ class Turn:
         predictor = Predictor.load(download(self.lake, version.package_key, folder, version.digest))
         frame = read_frame(self.lake, snapshot)
         test = frame.iloc[snapshot.split.train + snapshot.split.validation :]
-        prediction = predictor.predict(predictor.contract.encode(test[list(predictor.contract.names)]))
+        prediction = predictor.predict(predictor.contract.unbounded().encode(test[list(predictor.contract.names)]))
         return objective.score(arrays.y_test, prediction), _may_have_seen(version, snapshot, arrays)
 
     def _register(
