@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raymlops.data.features import FeatureFunction, apply_features, parity
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
-from raymlops.data.ray_read import arrange, plain, read_source, with_features
+from raymlops.data.ray_read import arrange, plain, plan_of, read_source, with_features
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FrameSource, Source, check_columns
 from raymlops.errors import DataError, RaymlopsError, SparkUnavailable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "prepare_frame", "to_arrow"]
 
 Progress = Callable[[str], None]
+OnPlan = Callable[[str, list[str]], None]
 T = TypeVar("T")
 
 _OPENED = (
@@ -341,13 +342,14 @@ def prepare_frame(
     deadline_s: float = 300.0,
     on_raw: OnRaw | None = None,
     hidden: tuple[str, ...] = (),
+    on_plan: OnPlan | None = None,
 ) -> pd.DataFrame:
     """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
 
     A :class:`FrameSource` starts no JVM. Anything else is read by Spark on Ray, where the features function runs on
     Arrow batches; when Spark is lost or a step passes ``deadline_s``, the whole session is started once more.
     ``on_raw`` is told the columns the function is given, when there is one. ``hidden`` are dropped columns that come along
-    all the same, unseen by the function: checks of the data need them.
+    all the same, unseen by the function: checks of the data need them. ``on_plan`` is told Spark's plan and the files it reads.
 
     Raises
     ------
@@ -365,10 +367,10 @@ def prepare_frame(
         frame = apply_features(features, given, keep)
     else:
         try:
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden, on_plan)
         except SparkUnavailable as error:
             say(f"{error} Starting Spark once more")
-            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden)
+            frame = _through_spark(source, features, settings, say, deadline_s, on_raw, hidden, on_plan)
     return _finished(frame, source)
 
 
@@ -380,11 +382,12 @@ def _through_spark(
     deadline_s: float,
     on_raw: OnRaw | None,
     hidden: tuple[str, ...],
+    on_plan: OnPlan | None,
 ) -> pd.DataFrame:
     say("starting Spark on Ray")
     spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s)
     with spark_on_ray as spark:
-        return read_frame(spark_on_ray, spark, source, features, say, on_raw, hidden)
+        return read_frame(spark_on_ray, spark, source, features, say, on_raw, hidden, on_plan)
 
 
 def read_frame(
@@ -395,6 +398,7 @@ def read_frame(
     say: Progress,
     on_raw: OnRaw | None = None,
     hidden: tuple[str, ...] = (),
+    on_plan: OnPlan | None = None,
 ) -> pd.DataFrame:
     """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
     say("reading with Spark")
@@ -402,7 +406,10 @@ def read_frame(
     def read() -> DataFrame:
         frame = read_source(spark, source)
         check_columns(frame.columns, source)
-        return with_features(frame, source, features, on_raw, hidden)
+        made = with_features(frame, source, features, on_raw, hidden)
+        if on_plan is not None:
+            on_plan(plan_of(made), frame.inputFiles())
+        return made
 
     made = spark_on_ray.step("reading the source", read)
     say("handing the partitions to Ray")

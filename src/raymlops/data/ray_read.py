@@ -242,6 +242,12 @@ def _type_of(series: pd.Series) -> DataType:
     return TimestampNTZType() if pd.api.types.is_datetime64_any_dtype(series) else StringType()
 
 
+def plan_of(frame: DataFrame) -> str:
+    """Spark's plans of a frame: parsed, analysed, optimised, physical."""
+    jvm_frame: Any = frame._jdf
+    return str(jvm_frame.queryExecution().toString())
+
+
 # --- Arrow to pandas ---------------------------------------------------------------------------------------
 
 

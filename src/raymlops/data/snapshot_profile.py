@@ -198,14 +198,24 @@ def _cells(values: npt.NDArray[np.float64]) -> Counter[int]:
     cell[large] = np.ceil(np.log(size[large] / _SMALLEST) / _LOG).astype(np.int64) * np.sign(values[large]).astype(
         np.int64
     )
+    return _counted(cell)
+
+
+def _counted(cell: npt.NDArray[np.int64]) -> Counter[int]:
+    if not len(cell):
+        return Counter()
+    lowest = int(cell.min())
+    if int(cell.max()) - lowest < 1_000_000:
+        counts = np.bincount(cell - lowest)
+        found = np.flatnonzero(counts)
+        return Counter(dict(zip((found + lowest).tolist(), counts[found].tolist(), strict=True)))
     found, counts = np.unique(cell, return_counts=True)
     return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
 def _days(values: npt.NDArray[np.float64]) -> Counter[int]:
     """Of times: how many values each day has."""
-    found, counts = np.unique(np.floor(values / _DAY_S).astype(np.int64), return_counts=True)
-    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    return _counted(np.floor(values / _DAY_S).astype(np.int64))
 
 
 def _quantiles(cells: Counter[int], days: bool, lowest: float, highest: float) -> dict[str, float]:
