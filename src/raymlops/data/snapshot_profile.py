@@ -28,6 +28,7 @@ _LOG = math.log((1 + _ACCURACY) / (1 - _ACCURACY))
 _SMALLEST = 1e-12
 _DAY_S = 86400.0
 _MAX_TEXTS = 10_000
+_MAX_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,6 @@ class ColumnSketch:
         null = np.asarray(array.is_null(nan_is_null=True))
         low, _ = column_hashes(name, array)
         kind, numbers = _numbers_of(array)
-        texts: Counter[str] = Counter()
-        if kind == "text":
-            for item in pc.value_counts(array.filter(pc.is_valid(array))).to_pylist():
-                texts[str(item["values"])[:200]] += item["counts"]
         values = numbers[~null & np.isfinite(numbers)] if numbers is not None else np.empty(0)
         return cls(
             name=name,
@@ -97,7 +94,7 @@ class ColumnSketch:
             hashes=_smallest(low[~null]),
             moments=_moments(values),
             cells=_days(values) if kind == "time" else _cells(values),
-            texts=_bounded(texts),
+            texts=_texts(array) if kind == "text" else Counter(),
         )
 
     def __add__(self, other: ColumnSketch) -> ColumnSketch:
@@ -125,8 +122,8 @@ class ColumnSketch:
             distinct=_distinct(self.hashes),
             minimum=lowest if numeric else None,
             maximum=highest if numeric else None,
-            mean=mean if numeric else None,
-            std=math.sqrt(squares / count) if numeric else None,
+            mean=_finite(mean) if numeric else None,
+            std=_finite(math.sqrt(squares / count)) if numeric else None,
             quantiles=_quantiles(self.cells, self.kind == "time", lowest, highest) if numeric else {},
             top=tuple(top),
         )
@@ -141,6 +138,10 @@ def profile(partitions: Iterable[pa.Table | pd.DataFrame]) -> tuple[ColumnProfil
             sketch = ColumnSketch.of(name, table.column(name))
             sketches[name] = sketches[name] + sketch if name in sketches else sketch
     return tuple(sketch.profile() for sketch in sketches.values())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _numbers_of(array: pa.Array) -> tuple[str, npt.NDArray[np.float64] | None]:
@@ -186,7 +187,7 @@ def _joined(
     if not count:
         return a
     apart = b[1] - a[1]
-    mean = (a[0] * a[1] + b[0] * b[1]) / count
+    mean = a[1] * (a[0] / count) + b[1] * (b[0] / count)
     return count, mean, a[2] + b[2] + apart * apart * a[0] * b[0] / count, min(a[3], b[3]), max(a[4], b[4])
 
 
@@ -224,10 +225,24 @@ def _quantiles(cells: Counter[int], days: bool, lowest: float, highest: float) -
     made = {}
     for share in QUANTILES:
         key = keys[int(np.searchsorted(below, share * (below[-1] - 1), side="right"))]
-        size = _SMALLEST * math.exp(abs(key) * _LOG) * (1 - _ACCURACY) if key and not days else 0.0
+        size = math.exp(min(math.log(_SMALLEST) + abs(key) * _LOG, 709.0)) * (1 - _ACCURACY) if key else 0.0
         value = key * _DAY_S if days else math.copysign(size, key)
         made[f"{share:g}"] = min(max(value, lowest), highest)
     return made
+
+
+def _texts(array: pa.Array) -> Counter[str]:
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    coded = pc.dictionary_encode(array.drop_null())
+    counts = np.bincount(np.asarray(coded.indices), minlength=len(coded.dictionary))
+    if len(counts) > _MAX_TEXTS:
+        counts = np.maximum(counts - np.sort(counts)[-_MAX_TEXTS - 1], 0)
+    kept = np.flatnonzero(counts)
+    texts: Counter[str] = Counter()
+    for text, count in zip(coded.dictionary.take(pa.array(kept)).to_pylist(), counts[kept].tolist(), strict=True):
+        texts[text[:_MAX_TEXT]] += count
+    return texts
 
 
 def _bounded(texts: Counter[str]) -> Counter[str]:
