@@ -71,6 +71,11 @@ class Lake:
     def exists(self, key: str) -> bool:
         return bool(self._fs.exists(f"{self._root}/{_checked(key)}"))
 
+    def remove(self, key: str) -> None:
+        """Let there be nothing under ``key``; nothing happens when there is none."""
+        if self.exists(key):
+            self._fs.rm_file(f"{self._root}/{_checked(key)}")
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys below ``prefix``, sorted; unfinished writes are not listed."""
         base = f"{self._root}/{_checked(prefix)}"

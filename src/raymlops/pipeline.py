@@ -7,11 +7,14 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.assess import Assess
 from raymlops.data.combined import CombinedSource
+from raymlops.data.contract import Declared
 from raymlops.data.features import FeatureFunction
+from raymlops.data.schema import DataContract
 from raymlops.data.served import ServedSource
 from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, SparkSource
 from raymlops.data.split import SplitBy
@@ -53,6 +56,8 @@ class Pipeline:
     ----------
     name : the endpoint's name and route; lower-case letters, digits, ``-`` and ``_``
     source : where the rows come from, with ``label=`` and, for data that has an order, ``time=``
+    contract : what the data must be, as a file of YAML or a `DataContract`, whole or in part; what it leaves open is
+        learned. Read when the pipeline is built
     features : pandas frame in, pandas frame out, one row per row; Spark runs it to train, the server to serve
     assess : how the data is judged before training, and which faults stop the pipeline
     split : which rows judge: the newest, or by group or stratum
@@ -67,6 +72,7 @@ class Pipeline:
     name: str
     source: FileSource | FrameSource | SparkSource | SQLSource | RayDatasetSource | ServedSource | CombinedSource
     features: FeatureFunction | None = None
+    contract: str | Path | DataContract | Declared | None = None
     assess: Assess = field(default_factory=Assess)
     split: SplitBy = field(default_factory=SplitBy)
     search: Search = field(default_factory=Search)
@@ -89,6 +95,30 @@ class Pipeline:
                 raise ConfigError(f"{spec.name}={value!r} is a {type(value).__name__}: give a {names}.")
         if self.features is not None and not callable(self.features):
             raise ConfigError(f"features={self.features!r} is not callable: give a function of a pandas frame.")
+        if self.contract is not None:
+            self._read_contract()
+
+    def _read_contract(self) -> None:
+        if not isinstance(self.contract, (str, Path, DataContract, Declared)):
+            raise ConfigError(
+                f"contract={self.contract!r} is a {type(self.contract).__name__}: give a file's path or a DataContract."
+            )
+        declared = Declared.read(self.contract)
+        if declared.label not in (None, self.source.label):
+            raise ConfigError(
+                f"The contract is about the label {declared.label!r}, the source about {self.source.label!r}."
+            )
+        object.__setattr__(self, "contract", declared)
+
+    @property
+    def declared(self) -> Declared:
+        """What is stated about the data; nothing when no contract was given."""
+        return self.contract if isinstance(self.contract, Declared) else Declared()
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Columns that the contract's checks need and the model must not see: they are in the source's ``drop``."""
+        return tuple(name for name in self.declared.keys if name in self.source.drop)
 
     def run(self, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
         """Turn the loop once: prepare, search, gate, register, serve; then leave the endpoint to its steward.

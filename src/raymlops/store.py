@@ -436,6 +436,19 @@ class Store:
             connection.execute(self._insert_new(predictions), found)
         return {(row["request_id"], row["row_index"]): row["version"] for row in found}
 
+    def served(self, request_id: str) -> list[tuple[str, PredictionRow]]:
+        """The rows of a request and the endpoint that served them, whichever it was; none for an unknown one."""
+        parsed = parse_request_id(request_id)
+        with self.transaction() as connection:
+            query = sa.select(predictions).where(predictions.c.request_id == request_id)
+            rows = [dict(row._mapping) for row in connection.execute(query.order_by(predictions.c.row_index))]
+            if not rows and parsed is not None:
+                series, number = parsed
+                here = sa.and_(blocks.c.series == series, blocks.c.first <= number, blocks.c.last >= number)
+                for row in connection.execute(sa.select(blocks.c.endpoint, blocks.c.body).where(here)):
+                    rows += [{"endpoint": row.endpoint, **one} for one in Block.from_bytes(row.body).rows(number)]
+        return [(row.pop("endpoint"), PredictionRow(**row)) for row in rows]
+
     def outcomes(self, endpoint: str, after_seq: int = 0, limit: int = 100_000) -> list[Outcome]:
         """Labelled predictions whose label arrived after ``after_seq``, in order of arrival."""
         same = sa.and_(

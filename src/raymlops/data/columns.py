@@ -16,8 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymlops.data.contract_checks import bounded_columns, broken_rows
+from raymlops.data.contract_rules import Vector
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.schema import MAX_WHOLE, Column, DataContract, Kind
+from raymlops.data.schema_column import rule_kind
 from raymlops.errors import ContractViolation, DataError
 
 TextKind = Literal["number", "boolean", "text", "time"]
@@ -242,9 +245,13 @@ def _encode(
     rows = len(columns[0]) if columns else 0
     x = np.empty((rows, len(columns)), dtype=np.float32, order="C")
     doubt = np.zeros(rows, dtype=bool) if doubt is None else doubt
+    looked_at = bounded_columns(contract) if contract.bounded else []
     for index, (column, values) in enumerate(zip(contract.columns, columns, strict=True)):
         x[:, index], unsure = _encode_column(column, values)
         np.logical_or(doubt, unsure, out=doubt)
+    if contract.bounded:
+        vectors = {c.name: _vector(c, v) for c, v in zip(contract.columns, columns, strict=True) if c.name in looked_at}
+        doubt |= broken_rows(contract, vectors, rows)
     refused: dict[int, str] = {}
     for row in np.flatnonzero(doubt).tolist():
         try:
@@ -293,6 +300,15 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
     if pa.types.is_null(kind):
         return np.full(len(values), np.nan), strict_missing
     return np.full(len(values), np.nan), np.ones(len(values), dtype=bool)
+
+
+def _vector(column: Column, values: pa.Array) -> Vector:
+    """A column as the rules see it; values of another type are unknown here, and in doubt anyway."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if column.kind in ("number", "integer") and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return Vector.of_series(pd.Series(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)))
+    return Vector.of_values(values.to_pylist(), rule_kind(column))
 
 
 def _required(contract: DataContract, table: pa.Table) -> pa.Table:

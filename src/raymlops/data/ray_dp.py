@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "to_arrow"]
 
 Progress = Callable[[str], None]
+OnPlan = Callable[[str, list[str]], None]
 T = TypeVar("T")
 
 _OPENED = (

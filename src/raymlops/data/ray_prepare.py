@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,8 +14,8 @@ from raymlops.data.combined import CombinedSource, combine
 from raymlops.data.features import FeatureFunction, apply_features, parity
 from raymlops.data.files import is_small, plain_types, read_files
 from raymlops.data.raw import OnRaw, learn_raw
-from raymlops.data.ray_dp import Progress, SparkOnRay, to_arrow
-from raymlops.data.ray_read import arrange, plain, read_source, with_features
+from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay, to_arrow
+from raymlops.data.ray_read import arrange, plain, plan_of, read_source, with_features
 from raymlops.data.served import ServedSource
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, Source, check_columns
@@ -30,6 +31,23 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 65_536
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How a source is read, whichever it is; see :func:`prepare_frame`."""
+
+    features: FeatureFunction | None
+    settings: Settings
+    say: Progress
+    deadline_s: float
+    hidden: tuple[str, ...] = ()
+    on_raw: OnRaw | None = None
+    on_plan: OnPlan | None = None
+
+    def keep(self, source: Source) -> tuple[str | None, ...]:
+        """Columns the features function does not see."""
+        return (source.label, source.time, *self.hidden)
+
+
 def prepare_frame(
     source: Source,
     features: FeatureFunction | None,
@@ -38,6 +56,8 @@ def prepare_frame(
     *,
     deadline_s: float = 300.0,
     on_raw: OnRaw | None = None,
+    hidden: tuple[str, ...] = (),
+    on_plan: OnPlan | None = None,
 ) -> pd.DataFrame:
     """The source's rows with their features, its label and its time, in time order; rows without a label are left out.
 
@@ -50,31 +70,30 @@ def prepare_frame(
     DataError : no such files or columns, features that fail or are not row-wise, no rows, a time that cannot be read
     NoJava, SparkUnavailable : Spark could not be used
     """
-    say = progress or (lambda _: None)
-    return _finished(_made(source, features, settings, say, deadline_s, on_raw), source)
+    way = _Way(
+        features=features,
+        settings=settings,
+        say=progress or (lambda _: None),
+        deadline_s=deadline_s,
+        hidden=hidden,
+        on_raw=on_raw,
+        on_plan=on_plan,
+    )
+    return _finished(_made(source, way), source)
 
 
-def _made(
-    source: Source,
-    features: FeatureFunction | None,
-    settings: Settings,
-    say: Progress,
-    deadline_s: float,
-    on_raw: OnRaw | None,
-) -> pd.DataFrame:
+def _made(source: Source, way: _Way) -> pd.DataFrame:
     if isinstance(source, CombinedSource):
-        frames = []
-        for part in source.sources:
-            frames.append(_made(part, features, settings, say, deadline_s, on_raw))
-            on_raw = None  # all parts have the same columns; the first one tells
-        return combine(source, frames)
+        # All parts have the same columns; the first one tells them.
+        ways = [way, *[replace(way, on_raw=None)] * (len(source.sources) - 1)]
+        return combine(source, [_made(part, own) for part, own in zip(source.sources, ways, strict=True)])
     if not wants_spark(source):
-        return _without_spark(source, features, settings, say, on_raw)
+        return _without_spark(source, way)
     try:
-        return _through_spark(source, features, settings, say, deadline_s, on_raw)
+        return _through_spark(source, way)
     except SparkUnavailable as error:
-        say(f"{error} Starting Spark once more")
-        return _through_spark(source, features, settings, say, deadline_s, on_raw)
+        way.say(f"{error} Starting Spark once more")
+        return _through_spark(source, way)
 
 
 def wants_spark(source: Source) -> bool:
@@ -97,24 +116,22 @@ def wants_spark(source: Source) -> bool:
 # --- without a JVM -------------------------------------------------------------------------------------
 
 
-def _without_spark(
-    source: Source, features: FeatureFunction | None, settings: Settings, say: Progress, on_raw: OnRaw | None
-) -> pd.DataFrame:
-    say(f"reading {source.describe()}")
-    keep = (source.label, source.time)
+def _without_spark(source: Source, way: _Way) -> pd.DataFrame:
+    way.say(f"reading {source.describe()}")
+    keep = way.keep(source)
     made: list[pd.DataFrame] = []
-    for frame in _frames(source, settings):
+    for frame in _frames(source, way.settings):
         if not len(frame) and made:
             continue
         if frame.empty and isinstance(source, ServedSource):
             return frame  # nothing was served yet, and of no rows no features can be made
         check_columns(map(str, frame.columns), source)
-        given = arrange(frame, source)
+        given = arrange(frame, source, way.hidden)
         if not made:
-            parity(features, given.drop(columns=[name for name in keep if name]))
-            if features is not None and on_raw is not None:
-                on_raw(learn_raw(given, keep))
-        made.append(apply_features(features, given, keep))
+            parity(way.features, given.drop(columns=[name for name in keep if name in given.columns]))
+            if way.features is not None and way.on_raw is not None:
+                way.on_raw(learn_raw(given, keep))
+        made.append(apply_features(way.features, given, keep))
     if not made:
         raise DataError(f"The source ({source.describe()}) has no rows.")
     return pd.concat(made, ignore_index=True) if len(made) > 1 else made[0]
@@ -186,19 +203,12 @@ def _whole(part: pa.Table | RaymlopsError) -> pa.Table:
 # --- through Spark ---------------------------------------------------------------------------------------
 
 
-def _through_spark(
-    source: Source,
-    features: FeatureFunction | None,
-    settings: Settings,
-    say: Progress,
-    deadline_s: float,
-    on_raw: OnRaw | None,
-) -> pd.DataFrame:
-    say("starting Spark on Ray")
+def _through_spark(source: Source, way: _Way) -> pd.DataFrame:
+    way.say("starting Spark on Ray")
     jars = source.jars if isinstance(source, SQLSource) else ()
-    spark_on_ray = SparkOnRay(settings, deadline_s=deadline_s, jars=jars, progress=say)
+    spark_on_ray = SparkOnRay(way.settings, deadline_s=way.deadline_s, jars=jars, progress=way.say)
     with spark_on_ray as spark:
-        return read_frame(spark_on_ray, spark, source, features, say, on_raw)
+        return read_frame(spark_on_ray, spark, source, way.features, way.say, way.on_raw, way.hidden, way.on_plan)
 
 
 def read_frame(
@@ -208,6 +218,8 @@ def read_frame(
     features: FeatureFunction | None,
     say: Progress,
     on_raw: OnRaw | None = None,
+    hidden: tuple[str, ...] = (),
+    on_plan: OnPlan | None = None,
 ) -> pd.DataFrame:
     """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
     say("reading with Spark")
@@ -215,7 +227,10 @@ def read_frame(
     def read() -> DataFrame:
         frame = read_source(spark, source)
         check_columns(frame.columns, source)
-        return with_features(frame, source, features, on_raw)
+        made = with_features(frame, source, features, on_raw, hidden)
+        if on_plan is not None:
+            on_plan(plan_of(made), frame.inputFiles())
+        return made
 
     made = spark_on_ray.step("reading the source", read)
     say("handing the partitions to Ray")

@@ -131,17 +131,22 @@ def _spark_schema(schema: pa.Schema) -> StructType:
 
 
 def with_features(
-    frame: DataFrame, source: Source, features: FeatureFunction | None, on_raw: OnRaw | None = None
+    frame: DataFrame,
+    source: Source,
+    features: FeatureFunction | None,
+    on_raw: OnRaw | None = None,
+    hidden: tuple[str, ...] = (),
 ) -> DataFrame:
     """``frame`` without the dropped columns and, when there is a features function, with it applied to Arrow batches.
 
     The function travels by value, so workers need not be able to import the user's module. Types are found on the first
-    thousand rows, on which parity is checked too; ``on_raw`` is told what the function is made of.
+    thousand rows, on which parity is checked too; ``on_raw`` is told what the function is made of. ``hidden`` are dropped
+    columns that stay, unseen by the function.
     """
-    frame = _plain_types(frame.drop(*source.drop))
+    frame = _plain_types(frame.drop(*(name for name in source.drop if name not in hidden)))
     if features is None:
         return frame
-    keep = (source.label, source.time)
+    keep = (source.label, source.time, *hidden)
     sample = plain(pa.Table.from_batches(frame.limit(_SAMPLE_ROWS)._collect_as_arrow(), _arrow_schema(frame)))
     if sample.empty:
         raise DataError(f"The source ({source.describe()}) has no rows.")
@@ -218,6 +223,12 @@ def _type_of(series: pd.Series) -> DataType:
     return TimestampNTZType() if pd.api.types.is_datetime64_any_dtype(series) else StringType()
 
 
+def plan_of(frame: DataFrame) -> str:
+    """Spark's plans of a frame: parsed, analysed, optimised, physical."""
+    jvm_frame: Any = frame._jdf
+    return str(jvm_frame.queryExecution().toString())
+
+
 # --- Arrow to pandas ---------------------------------------------------------------------------------------
 
 
@@ -236,7 +247,7 @@ def plain(table: pa.Table) -> pd.DataFrame:
     return table.cast(pa.schema(fields)).to_pandas()
 
 
-def arrange(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
+def arrange(frame: pd.DataFrame, source: Source, hidden: tuple[str, ...] = ()) -> pd.DataFrame:
     """A frame as Spark would hand it over: checked for its columns, without the dropped ones, text names."""
     frame = frame.rename(columns=str)
-    return frame.drop(columns=list(source.drop))
+    return frame.drop(columns=[name for name in source.drop if name not in hidden])

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,14 @@ import pyarrow.parquet as pq
 
 from raymlops.data.assess import Assessment
 from raymlops.data.schema import DataContract
+from raymlops.data.snapshot_origin import Origin
+from raymlops.data.snapshot_print import ContentPrint, row_hashes
+from raymlops.data.snapshot_profile import ColumnProfile, profile
 from raymlops.data.split import Split, SplitBy, column_of, split_rows
 from raymlops.errors import DataError
 from raymlops.lake import Lake
+
+_PROFILE_ROWS = 262_144
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +33,13 @@ class DatasetSnapshot:
 
     Attributes
     ----------
-    fingerprint : SHA-256 over the stored rows, their types, the contract and the split
+    fingerprint : SHA-256 over what the rows hold, the contract, the split and the code that made them
     key : folder in the lake, ``snapshots/{name}/{fingerprint}``
     source : a few words on where the rows came from
     created_at : seconds since 1970
+    content : :class:`raymlops.data.snapshot_print.ContentPrint` of the rows: the same for the same rows in any order
+    profile : each stored column in figures
+    origin : files, code and plan that made the rows
     """
 
     name: str
@@ -44,12 +52,19 @@ class DatasetSnapshot:
     source: str
     created_at: float
     assessment: Assessment
+    content: str = ""
+    profile: tuple[ColumnProfile, ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, read back by :meth:`from_dict`."""
-        plain = {n: getattr(self, n) for n in ("name", "fingerprint", "key", "rows", "time", "source", "created_at")}
-        parts = ("contract", "split", "assessment")
-        return plain | {name: getattr(self, name).to_dict() for name in parts}
+        names = ("name", "fingerprint", "key", "rows", "time", "source", "created_at", "content")
+        parts = ("contract", "split", "assessment", "origin")
+        return (
+            {name: getattr(self, name) for name in names}
+            | {name: getattr(self, name).to_dict() for name in parts}
+            | {"profile": [column.to_dict() for column in self.profile]}
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DatasetSnapshot:
@@ -57,6 +72,8 @@ class DatasetSnapshot:
             "contract": DataContract.from_dict(data["contract"]),
             "split": Split(**data["split"]),
             "assessment": Assessment.from_dict(data["assessment"]),
+            "profile": tuple(ColumnProfile.from_dict(column) for column in data.get("profile", ())),
+            "origin": Origin.from_dict(data["origin"]) if "origin" in data else Origin(),
         }
         return cls(**{**data, **parts})
 
@@ -123,8 +140,9 @@ def write_snapshot(
     holdout_rows: int | None = None,
     seed: int = 0,
     by: SplitBy | None = None,
+    origin: Origin | None = None,
 ) -> DatasetSnapshot:
-    """Order, split and store ``frame``; the same rows give the same snapshot, which is then not written again.
+    """Order, split and store ``frame``; the same rows in any order give the same snapshot, which is then not written again.
 
     Only the contract's columns, the label and the time are stored, of the rows that the split uses.
 
@@ -137,6 +155,9 @@ def write_snapshot(
     by = by or SplitBy()
     extra = [name for name in (by.group, by.stratify) if name in frame.columns and name not in columns]
     rows = order_by_time(frame[[*columns, *extra]], time)
+    if time is None:
+        # By what they hold, so that neither the order in which they came nor their partitions decide the split.
+        rows = rows.iloc[np.lexsort(row_hashes(rows))].reset_index(drop=True)
     contract.encode(rows)
     labels = contract.encode_label(rows[contract.label])
     classes = None if contract.task == "regression" else labels
@@ -151,7 +172,12 @@ def write_snapshot(
     )
     split = parts.counts()
     rows = rows[columns].iloc[parts.order].reset_index(drop=True)
-    fingerprint = fingerprint_of(rows, {"contract": contract.to_dict(), "time": time, "split": split.to_dict()})
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    origin = origin or Origin()
+    content = ContentPrint.of(table)
+    meaning = {"contract": contract.to_dict(), "time": time, "split": split.to_dict(), "code": origin.digest}
+    # The rows are in time order, or in an order that the seed alone decides.
+    fingerprint = fingerprint_of(content, meaning | ({} if split.ordered else {"seed": seed}))
     key = f"snapshots/{name}/{fingerprint}"
     if lake.exists(f"{key}/snapshot.json"):
         return load_snapshot(lake, key)
@@ -166,9 +192,12 @@ def write_snapshot(
         source=source,
         created_at=now,
         assessment=assessment,
+        content=str(content),
+        profile=profile(table.slice(start, _PROFILE_ROWS) for start in range(0, table.num_rows, _PROFILE_ROWS)),
+        origin=origin,
     )
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     lake.write(f"{key}/data.parquet", sink.getvalue())
     # Written last: where snapshot.json is, the rows are complete.
     lake.write(f"{key}/snapshot.json", json.dumps(snapshot.to_dict(), indent=1).encode())
@@ -203,24 +232,7 @@ def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:
     )
 
 
-def fingerprint_of(frame: pd.DataFrame, meaning: Mapping[str, Any]) -> str:
-    """SHA-256 over names, types, missingness and values of every column in order, and over ``meaning``.
-
-    Computed from values, not from a file: the Parquet writer's version does not change it.
-    """
-    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
-    for name in frame.columns:
-        series = frame[name]
-        missing = series.isna().to_numpy()
-        digest.update(f"\0{name}\0{len(series)}\0".encode())
-        digest.update(np.packbits(missing).tobytes())
-        if pd.api.types.is_datetime64_any_dtype(series):
-            digest.update(b"time" + seconds_of(series.where(~missing, pd.Timestamp(0))).tobytes())
-        elif pd.api.types.is_numeric_dtype(series) and series.dtype.kind in "iufb":
-            values = np.where(missing, 0, series.to_numpy()).astype(series.dtype)
-            digest.update(str(series.dtype).encode() + values.tobytes())
-        else:
-            for value in series[~missing]:
-                content = f"{type(value).__name__}:{value}".encode()
-                digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.hexdigest()
+def fingerprint_of(content: ContentPrint, meaning: Mapping[str, Any]) -> str:
+    """SHA-256 over what the rows hold, in whatever order, and over ``meaning``."""
+    text = json.dumps({"content": str(content), **meaning}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -22,7 +22,7 @@ from raymlops.compare.slices import asked_masks
 from raymlops.data.assess import QUICK_MODELS, assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
-from raymlops.data.schema import Column, infer_task, learn_contract
+from raymlops.data.schema import Column, infer_task
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
 from raymlops.data.split import SplitBy
@@ -69,7 +69,9 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
             def keep(columns: tuple[Column, ...]) -> None:
                 raw[:] = columns
 
-            frame = prepare_frame(pipeline.source, pipeline.features, settings, progress.note, on_raw=keep)
+            frame = prepare_frame(
+                pipeline.source, pipeline.features, settings, progress.note, on_raw=keep, hidden=pipeline.hidden
+            )
             turn = replace(turn, raw=tuple(raw) or None)
             version = turn.train(frame, event_id, time_column=pipeline.source.time)
         except RaymlopsError as error:
@@ -259,7 +261,7 @@ class Turn:
         self, frame: pd.DataFrame, time_column: str | None, holdout_rows: int | None, event_id: str
     ) -> DatasetSnapshot:
         source, name = self.pipeline.source, self.pipeline.name
-        task = infer_task(frame[source.label])
+        task = self.pipeline.declared.task or infer_task(frame[source.label])
         # Refuse what does not fit before any work.
         self.pipeline.search.objective(task)
         require_binary(self.pipeline.search.threshold, task)
@@ -271,12 +273,21 @@ class Turn:
             spec = replace(spec, key=None, slices=(), max_age=None)
         elif by.group is not None and spec.key is None:
             spec = replace(spec, key=by.group)
+        contract, skipped = self.pipeline.declared.over(
+            frame,
+            source.label,
+            time=time_column,
+            now=SystemClock().now(),
+            hidden=(*self.pipeline.hidden, *([by.group] if by.group else [])),
+            served=time_column == ARRIVED,
+        )
+        self.events.append(name, "contract", {"event_id": event_id, "kept": True, "does_not_apply": list(skipped)})
+        frame = frame.drop(columns=[column for column in self.pipeline.hidden if column in frame.columns])
         assessment = assess(frame, source.label, time_column, task, spec=spec)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
         require(assessment)
-        contract = learn_contract(frame, source.label, task, drop=[name for name in (time_column, by.group) if name])
         snapshot = write_snapshot(
             self.lake,
             name,
@@ -344,7 +355,7 @@ class Turn:
             return None
         folder = Path(self.settings.home) / "cache" / "packages" / version.digest
         predictor = Predictor.load(download(self.lake, version.package_key, folder, version.digest))
-        said = predictor.predict(predictor.contract.encode(test[list(predictor.contract.names)]))
+        said = predictor.predict(predictor.contract.unbounded().encode(test[list(predictor.contract.names)]))
         return Rival(
             prediction=predictor.decision.for_metric(result.problem.objective.metric, said),
             saw=_may_have_seen(version, snapshot, arrays),
