@@ -116,7 +116,7 @@ def test_a_package_with_features_refuses_columns_it_was_not_trained_on(tmp_path:
 
 
 def test_a_frame_source_tells_what_its_features_are_made_of(tmp_path: Path) -> None:
-    from raymlops.data.ray_dp import prepare_frame
+    from raymlops.data.ray_prepare import prepare_frame
 
     told: list[tuple[Column, ...]] = []
     source = FrameSource(FRAME.drop(columns=["maybe"]), label="label", time="at", drop=("plan",))
