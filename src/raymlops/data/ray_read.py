@@ -50,6 +50,8 @@ def read_source(spark: SparkSession, source: Source) -> DataFrame:
 def _read_local(spark: SparkSession, files: list[str], form: Format) -> DataFrame:
     paths = [_escaped(path) for path in files]
     if form == "parquet":
+        if _has_nanoseconds(files[0]):  # what pandas writes; Spark's own reader refuses them
+            return _read_remote(spark, files, form)
         return spark.read.parquet(*paths)
     if form == "orc":
         return spark.read.orc(paths)
@@ -59,6 +61,16 @@ def _read_local(spark: SparkSession, files: list[str], form: Format) -> DataFram
         names = [*first, *(name for name in frame.columns if name not in first)]
         return frame.select(*(f"`{name}`" for name in names))
     return _read_csv(spark, paths, separator_of(files[0]))
+
+
+def _has_nanoseconds(path: str) -> bool:
+    import pyarrow.parquet as arrow_parquet
+
+    try:
+        schema = arrow_parquet.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    return any(pa.types.is_timestamp(kind) and kind.unit == "ns" for kind in schema.types)
 
 
 def _read_jdbc(spark: SparkSession, source: SQLSource) -> DataFrame:
