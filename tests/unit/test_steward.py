@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,29 @@ def test_a_provisional_promotion_is_judged_by_what_the_old_champion_says_of_the_
     assert (status["confirming"], status["champion"]) == (None, champion)
     last = EventLog(world.store).read(NAME)[-1]
     assert last.kind == ("promotion_confirmed" if champion == 2 else "rolled_back")
+
+
+def test_a_rollback_does_not_wait_for_a_window_that_is_being_judged(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    number = steward.command("promote", "by hand")["split"]["number"]
+    judging, judged = threading.Event(), threading.Event()
+
+    def step(_now: float) -> None:
+        judging.set()
+        assert judged.wait(30)
+
+    steward._watch.step = step  # type: ignore[method-assign]
+    turn = threading.Thread(target=steward.tick)
+    turn.start()
+    assert judging.wait(30)
+    command = threading.Thread(target=steward.command, args=("rollback", "by hand"))
+    command.start()
+    table = steward.wait_routing(number, 30.0)
+    assert table is not None
+    assert (table["champion"], judged.is_set()) == (1, False)
+    judged.set()
+    turn.join(30)
+    command.join(30)
+    assert steward.status()["champion"] == 1
