@@ -26,7 +26,7 @@ import pytest
 from raymlops import Canary, Endpoint, FrameSource, Monitor, Pipeline, RetrainPolicy, Serving
 from raymlops.settings import Settings
 from raymlops.store import Store
-from raymlops.testing.packages import install_version, table
+from raymlops.testing.packages import install_registered, table
 
 NAME = "faults"
 RATE = 40.0
@@ -222,21 +222,7 @@ def _register(settings: Settings, store: Store) -> None:
 
     registry = MlflowRegistry(settings.mlflow)
     for version, rounds in ((1, 3), (2, 6), (3, 9)):
-        key, digest = install_version(settings, store, NAME, version, rounds=rounds)
-        made = registry.register(
-            name=NAME,
-            package_key=key,
-            digest=digest,
-            metric="roc_auc",
-            score=0.9,
-            family="xgboost",
-            params={},
-            snapshot_key="none",
-            created_at=time.time(),
-            data_end=None,
-            event_id=f"{NAME}-{version}",
-        )
-        assert made.version == version
+        install_registered(settings, store, registry, NAME, version, rounds=rounds)
 
 
 @pytest.fixture(scope="session")
