@@ -3,7 +3,8 @@
     python benchmarks/listeners.py [--quick] [--venvs FOLDER]
 
 The same gateway and model behind each (``peers/listener_app.py``), one row a request over 64 connections and 100 rows over 16,
-rounds interleaved, answers checked. Then what a listener of ours must do besides: two processes on one port both answer
+rounds interleaved, answers checked; `cpu_us` is the processor time of the server for a request, which other work on the machine disturbs
+least. Then what a listener of ours must do besides: two processes on one port both answer
 (``share``), a request that is half sent when SIGTERM comes is answered (``drain``, with what its sender got), a request head that
 never ends is refused (``slow_head_s``, seconds until the connection is closed, asked for 10 s). granian is installed into an
 environment of its own, which sees the packages of this one. Prints one line of JSON last.
@@ -16,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -54,6 +56,12 @@ def python_with_granian(root: Path) -> Path:
     (site,) = (made.parent.parent / "lib").glob("python*/site-packages")
     (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return made
+
+
+def cpu_s(server: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time that a server has used, all its threads together."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask_slowly(port: int, body: bytes, wait_s: float, between: Any) -> str:
@@ -136,6 +144,7 @@ def main() -> None:
     described = machine()
     client = Client(arguments.venvs.absolute() / "client")
     loads: dict[str, dict[str, list[Load]]] = {kind: {name: [] for name in LOADS} for kind in KINDS}
+    used: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in LOADS} for kind in KINDS}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         predictor = build(folder / "package")
@@ -166,8 +175,10 @@ def main() -> None:
                 server, url = servers[kind]
                 pause(server, False)
                 for name, (rows, connections) in LOADS.items():
+                    before = cpu_s(server)
                     load = client.run(url, bodies[rows], connections, seconds)
                     loads[kind][name].append(load)
+                    used[kind][name].append((cpu_s(server) - before) / max(1.0, load.rps * seconds) * 1e6)
                     print(
                         f"{kind:8} {name:26} {load.rps:8.0f}/s  p99 {load.p99_ms:6.2f} ms  errors {load.errors}",
                         flush=True,
@@ -181,7 +192,14 @@ def main() -> None:
             print(f"{kind:8} {besides[kind]}", flush=True)
     result = {
         "benchmark": "listeners",
-        **{kind: {name: median(found) for name, found in loads[kind].items()} | besides[kind] for kind in KINDS},
+        **{
+            kind: {
+                name: {**median(loads[kind][name]), "cpu_us": round(statistics.median(used[kind][name]))}
+                for name in LOADS
+            }
+            | besides[kind]
+            for kind in KINDS
+        },
         "client": client.name,
         "machine": described,
         "versions": versions("raymlops", "uvicorn", "uvloop", "httptools") | {"granian": GRANIAN.partition("==")[2]},

@@ -45,7 +45,7 @@ from raymlops.serving.ray_serve import ServeEngine
 from raymlops.settings import Settings
 from raymlops.store import Store
 from raymlops.testing.faulty import Fault, FaultyEstimator
-from raymlops.testing.packages import install_version, table
+from raymlops.testing.packages import install_registered, table
 
 NAME = "rollback"
 CONNECTIONS = 16
@@ -114,20 +114,7 @@ def _install(settings: Settings, store: Store, folder: Path) -> dict[Fault, tupl
         bad[fault] = (number, times)
         made.append(partial(FaultyEstimator, fault=fault, times=str(times), slow_s=WORK_S * SLOWER))
     for number, altered in enumerate(made, 1):
-        key, digest = install_version(settings, store, NAME, number, rounds=3 * number, altered=altered)
-        registry.register(
-            name=NAME,
-            package_key=key,
-            digest=digest,
-            metric="roc_auc",
-            score=0.9,
-            family="xgboost",
-            params={},
-            snapshot_key="none",
-            created_at=time.time(),
-            data_end=None,
-            event_id=f"{NAME}-{number}",
-        )
+        install_registered(settings, store, registry, NAME, number, rounds=3 * number, altered=altered)
     return bad
 
 

@@ -14,7 +14,7 @@ import uvicorn
 import uvloop
 
 from raymlops.serving.gateway import Gateway
-from raymlops.serving.listener import DRAIN_S, KEEP_ALIVE_S, bind, make_server
+from raymlops.serving.listener import bind, make_server
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.testing.serving import FakeChallengers, ListSink, Nowhere
@@ -31,25 +31,8 @@ class Packages:
 async def by_uvicorn(gateway: Gateway, port: int, kind: str) -> None:
     server: uvicorn.Server = make_server(gateway, "/bench/predict")
     if kind == "uvicorn":
-
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            await gateway(scope, receive, send)
-
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=DRAIN_S,
-                backlog=2048,
-            )
-        )
+        server.config.http = "httptools"
+        server = uvicorn.Server(server.config)
     await server.serve(sockets=[bind("127.0.0.1", port)])
 
 

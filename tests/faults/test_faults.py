@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ import pytest
 from raymlops import Canary, Endpoint, FrameSource, Monitor, Pipeline, RetrainPolicy, Serving
 from raymlops.settings import Settings
 from raymlops.store import Store
-from raymlops.testing.packages import install_version, table
+from raymlops.testing.packages import install_registered, table
 
 NAME = "faults"
 RATE = 40.0
@@ -65,6 +66,7 @@ class Recorded:
             "failed": len(self.failed),
             "errors": dict(errors),
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1000, 1),
+            "most_ms": round(latencies[-1] * 1000, 1),
             "longest_gap_s": round(max((after - before for before, after in itertools.pairwise(good)), default=0), 2),
             **more,
         }
@@ -159,10 +161,52 @@ class World:
         assert body is not None
         return int(body["champion"])
 
+    def labels_of(self, requests: Sequence[str]) -> tuple[list[str], int, int]:
+        """Which of these requests the store has a label of; labels that the steward has taken in, and all that there are."""
+        store = Store(self.settings.store)
+        outcomes, watch = store.outcomes(NAME), store.get("watch", NAME)
+        store.close()
+        assert watch is not None
+        held = watch["insight"]["ledger"]["held"].values()
+        taken = sum(count for stretches in held for count, _ in stretches.values())
+        asked = set(requests)
+        return sorted(item.request_id for item in outcomes if item.request_id in asked), taken, len(outcomes)
+
     def start_rollout(self, version: int) -> None:
         from raymlops.loop import ray_steward
 
         ray_steward.call(ray_steward.find(NAME), "candidate", version, f"{NAME}-{version}")
+
+
+class Labels(threading.Thread):
+    """Asks and labels over HTTP all the time, each row once and now and then twice; keeps the rows that were acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.ended = url, threading.Event()
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+
+    def run(self) -> None:
+        with httpx.Client(timeout=30, trust_env=False) as http:
+            while not self.ended.is_set():
+                answer = http.post(f"{self.url}/predict", json={"rows": [{"a": 0.1, "b": 0.2}]})
+                request_id = answer.json()["request_id"]
+                sent = {"labels": [{"request_id": request_id, "row": 0, "label": 1}]}
+                for turn in range(1 + (len(self.acknowledged) % 5 == 0)):
+                    stored = http.post(f"{self.url}/feedback", json=sent)
+                    if stored.status_code != 200 or stored.json() != {"stored": 1 - turn, "duplicate": turn}:
+                        self.refused.append(stored.text)
+                self.acknowledged.append(request_id)
+                time.sleep(0.02)
+
+    def __enter__(self) -> Labels:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join(30)
 
 
 def _lives(pid: int) -> bool:
@@ -178,21 +222,7 @@ def _register(settings: Settings, store: Store) -> None:
 
     registry = MlflowRegistry(settings.mlflow)
     for version, rounds in ((1, 3), (2, 6), (3, 9)):
-        key, digest = install_version(settings, store, NAME, version, rounds=rounds)
-        made = registry.register(
-            name=NAME,
-            package_key=key,
-            digest=digest,
-            metric="roc_auc",
-            score=0.9,
-            family="xgboost",
-            params={},
-            snapshot_key="none",
-            created_at=time.time(),
-            data_end=None,
-            event_id=f"{NAME}-{version}",
-        )
-        assert made.version == version
+        install_registered(settings, store, registry, NAME, version, rounds=rounds)
 
 
 @pytest.fixture(scope="session")
@@ -337,18 +367,29 @@ def test_the_loss_of_serves_controller_loses_no_request(world: World, load: Load
     assert len(world.pids("gateway")) == 2
 
 
-def test_the_loss_of_the_steward_loses_no_request_and_no_decision(world: World, load: Loads, report: Report) -> None:
+def test_the_loss_of_the_steward_loses_no_request_no_decision_and_no_label(
+    world: World, load: Loads, report: Report
+) -> None:
     running, taken = load(world.endpoint.direct_url), []
-    for _ in range(4):
-        before = world.champion()
-        _, pid = world.kill("steward")
-        taken.append(world.replaced("steward", pid, 1))
-        assert world.champion() == before
-        world.endpoint.rollback("told to the steward that came back")
-        settle(world, 2 if before == 1 else 1)
+    with Labels(world.endpoint.direct_url) as labels:
+        for _ in range(5):
+            before = world.champion()
+            _, pid = world.kill("steward")
+            taken.append(world.replaced("steward", pid, 1))
+            assert world.champion() == before
+            world.endpoint.rollback("told to the steward that came back")
+            settle(world, 2 if before == 1 else 1)
     recorded = running.stop()
-    report(recorded.figures("kill -9 of the steward", kills=4, replaced_s=[round(t, 1) for t in taken]))
-    assert recorded.failed == []
+    more = {"kills": 5, "labels": len(labels.acknowledged), "replaced_s": [round(t, 1) for t in taken]}
+    report(recorded.figures("kill -9 of the steward", **more))
+    assert recorded.failed == labels.refused == []
+
+    def all_taken() -> bool:
+        _, counted, there = world.labels_of(())
+        return counted == there
+
+    until(all_taken)
+    assert world.labels_of(labels.acknowledged)[0] == sorted(labels.acknowledged)
     assert world.endpoint.history()[-1].kind == "rolled_back"
 
 

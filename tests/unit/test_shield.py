@@ -100,7 +100,8 @@ def test_a_late_answer_counts_as_an_answer_with_the_time_it_took(run: Run, monke
         await asyncio.sleep(0.15)
         monkeypatch.undo()
         figures = await world.figures()
-        assert (figures.requests, figures.errors, sum(figures.latency[24:])) == (21, 0, 1)  # one took 0.1 s or more
+        assert (figures.requests, figures.errors) == (21, 0)
+        assert sum(figures.latency[24:]) >= 1  # 0.1 s or more
 
     run(scenario)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,29 @@ def test_after_a_promotion_the_new_champions_bins_count(world: World) -> None:
     watcher = steward._watch._watcher
     assert watcher is not None
     assert watcher.bins.digest == world.predictor(2).bins.digest
+
+
+def test_a_rollback_does_not_wait_for_a_window_that_is_being_judged(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    number = steward.command("promote", "by hand")["split"]["number"]
+    judging, judged = threading.Event(), threading.Event()
+
+    def step(_now: float) -> None:
+        judging.set()
+        assert judged.wait(30)
+
+    steward._watch.step = step  # type: ignore[method-assign]
+    turn = threading.Thread(target=steward.tick)
+    turn.start()
+    assert judging.wait(30)
+    command = threading.Thread(target=steward.command, args=("rollback", "by hand"))
+    command.start()
+    table = steward.wait_routing(number, 30.0)
+    assert table is not None
+    assert (table["champion"], judged.is_set()) == (1, False)
+    judged.set()
+    turn.join(30)
+    command.join(30)
+    assert steward.status()["champion"] == 1

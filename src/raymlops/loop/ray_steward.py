@@ -55,7 +55,10 @@ def save_pipeline(store: Store, lake: Lake, pipeline: Pipeline) -> None:
 
 
 class Steward:
-    """A plain class; :func:`launch` makes it an actor. Methods are called from many threads, one lock orders them."""
+    """A plain class; :func:`launch` makes it an actor. Methods are called from many threads: one lock orders changes of the
+    state, another one guards the watch. Nobody waits for the first with the second in hand, and the watch is never asked
+    between a decision and its table: a window's report takes its time, a rollback must not.
+    """
 
     def __init__(
         self, endpoint: str, settings: Settings, serve: Serve, jobs: Jobs, aliases: Aliases, clock: Clock | None = None
@@ -65,7 +68,7 @@ class Steward:
         self._store, self._lake = Store(settings.store), Lake(settings.lake)
         self._ledger = Ledger(self._store, endpoint)
         self._serve, self._jobs, self._aliases = serve, jobs, aliases
-        self._lock = threading.RLock()
+        self._lock, self._watching = threading.RLock(), threading.RLock()
         self._routed = threading.Condition()
         self._problems: deque[str] = deque(maxlen=20)
         self._job_polled = 0.0
@@ -104,7 +107,7 @@ class Steward:
 
     def observe(self, batch: dict[str, Any]) -> None:
         """Take what one gateway saw since its last call."""
-        with self._lock:
+        with self._watching:
             self._watch.observe(batch, self._clock.now())
 
     # --- called by runs and retrainings -------------------------------------------------------------
@@ -150,12 +153,14 @@ class Steward:
         }
         with self._lock:
             self._obey(verbs[verb](self._clock.now()))
-            return self.status()
+        return self.status()
 
     def status(self) -> dict[str, Any]:
         """The state and the last reports, JSON-able."""
         with self._lock:
-            return {**self._state.to_dict(), "monitor": self._watch.summary(), "problems": list(self._problems)}
+            found = {**self._state.to_dict(), "problems": list(self._problems)}
+        with self._watching:
+            return {**found, "monitor": self._watch.summary()}
 
     # --- the turn -----------------------------------------------------------------------------------
 
@@ -175,11 +180,11 @@ class Steward:
     def tick(self) -> None:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
-        with self._lock:
-            self._keep_lease()
-            now = self._clock.now()
-            rollout = self._state.phase.rollout if isinstance(self._state.phase, RollingOut) else None
-            confirming = self._state.confirming
+        self._keep_lease()
+        with self._watching:
+            now, state = self._clock.now(), self._state
+            rollout = state.phase.rollout if isinstance(state.phase, RollingOut) else None
+            confirming = state.confirming
             self._watch.compare(rollout or confirming)
             report = self._watch.step(now)
             if report is not None and report.severity >= 2:
@@ -196,7 +201,9 @@ class Steward:
                 burning=self._watch.insight.burning(now),
                 forecast=self._watch.insight.forecast,
             )
-            self._obey(controller.step(self._state, self._pipeline.rollout, self._pipeline.retrain, seen))
+        with self._lock:
+            if self._state is state:  # else it was seen for another state: look again in the next turn
+                self._obey(controller.step(state, self._pipeline.rollout, self._pipeline.retrain, seen))
 
     def _poll_job(self) -> tuple[JobStatus | None, str]:
         """Outside the lock: the job's status is a call over HTTP."""
@@ -220,14 +227,16 @@ class Steward:
         if state != before:
             self._ledger.save(state, actions)
         self._state = state
-        if state.champion != before.champion:
-            self._watch.follow(state.champion)
         self._attempt(actions)
+        if self._state.champion != before.champion:
+            with self._watching:
+                self._watch.follow(self._state.champion)
 
     def _attempt(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             if isinstance(action, controller.SubmitRetraining):
-                self._watch.answered()
+                with self._watching:
+                    self._watch.answered()
             try:
                 self._act(action)
             except StaleLease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from raymlops.store import Store
 
 if TYPE_CHECKING:
     from raymlops.data.features import FeatureFunction
+    from raymlops.registry.version import Registry
     from raymlops.settings import Settings
 
 
@@ -60,6 +62,34 @@ def install_version(
         digest = upload(Lake(settings.lake), key, folder)
     store.put("versions", f"{endpoint}/{version}", {"package_key": key, "digest": digest})
     return key, digest
+
+
+def install_registered(
+    settings: Settings,
+    store: Store,
+    registry: Registry,
+    endpoint: str,
+    version: int,
+    *,
+    rounds: int = 3,
+    altered: Callable[[Estimator], Estimator] | None = None,
+) -> None:
+    """As :func:`install_version`, and known to the registry, which must give it the number ``version``."""
+    key, digest = install_version(settings, store, endpoint, version, rounds=rounds, altered=altered)
+    made = registry.register(
+        name=endpoint,
+        package_key=key,
+        digest=digest,
+        metric="roc_auc",
+        score=0.9,
+        family="xgboost",
+        params={},
+        snapshot_key="none",
+        created_at=time.time(),
+        data_end=None,
+        event_id=f"{endpoint}-{version}",
+    )
+    assert made.version == version
 
 
 def register_small(
