@@ -81,7 +81,7 @@ class Watch:
         self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
         saved = self._saved_watcher if self._saved_version == version else None
         if saved is not None and saved.get("format") == FORMAT:
-            self._watcher.load_state(self._saved_watcher)
+            self._watcher.load_state(saved)
         elif saved is None:
             self.labelled = 0
         self._saved_watcher, self._version, self._dirty = None, version, True

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.logfile import Served
@@ -149,7 +150,7 @@ class Teller:
             waiting.rows += len(scores)
             waiting.unwatched += self._observe(version, items, scores)
 
-    def _observe(self, version: int, items: Sequence[Served], scores: np.ndarray[Any, Any]) -> int:
+    def _observe(self, version: int, items: Sequence[Served], scores: NDArray[np.float64]) -> int:
         """Count rows of the version that is watched; how many were not, because they are another's."""
         watched = self._watched
         if watched is None or watched[0] != version:
@@ -178,18 +179,18 @@ class Teller:
 
 
 class _Names:
-    """The request of each row, by the row's number among those of some batches."""
+    """The requests of some rows, by the rows' numbers among those of all batches."""
 
     def __init__(self, items: Sequence[Served], text: Callable[[int], str]) -> None:
         self._ids = list(chain.from_iterable(item.ids for item in items))
         self._ends = np.cumsum(list(chain.from_iterable(item.counts for item in items)))
         self._text = text
 
-    def __call__(self, row: int) -> str:
-        given = self._ids[int(np.searchsorted(self._ends, row, side="right"))]
-        return self._text(given) if isinstance(given, int) else given
+    def __call__(self, rows: NDArray[np.intp]) -> list[str]:
+        given = (self._ids[i] for i in np.searchsorted(self._ends, rows, side="right").tolist())
+        return [self._text(each) if isinstance(each, int) else each for each in given]
 
 
-def _sums(scores: np.ndarray[Any, Any]) -> VariantStats:
+def _sums(scores: NDArray[np.float64]) -> VariantStats:
     finite = scores[np.isfinite(scores)]
     return VariantStats(score_n=len(finite), score_sum=float(finite.sum()), score_sumsq=float((finite * finite).sum()))
