@@ -13,7 +13,7 @@ from raymlops.compare.relevance import Relevance
 from raymlops.compare.slices import Slice
 from raymlops.data.assess import CheckResult
 from raymlops.errors import ConfigError, GateRefused
-from raymlops.gate import Check, Gate, GateEvidence, GateReport, evaluate
+from raymlops.gate import Gate, GateEvidence, GateReport, evaluate
 from raymlops.search.objective import Objective
 
 AUC = Objective.of("roc_auc", "binary")
@@ -29,7 +29,7 @@ GOOD = GateEvidence(
 )
 
 
-def check(name: str, gate: Gate, **changes: Any) -> Check:
+def check(name: str, gate: Gate, **changes: Any) -> CheckResult:
     report = evaluate(gate, replace(GOOD, **changes))
     return next(item for item in report.checks if item.name == name)
 

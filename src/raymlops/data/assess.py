@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ _LEAK_ROWS = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """One check: what was measured, where the limit lay, what to do."""
+    """One check: what was measured, where the limit lay, what to do; ``evidence`` holds more figures, JSON-serialisable."""
 
     name: str
     verdict: Verdict
@@ -35,6 +36,7 @@ class CheckResult:
     limit: float | None
     message: str
     advice: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -42,7 +44,7 @@ class CheckResult:
         return self.verdict != "fail"
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("name", "verdict", "value", "limit", "message", "advice")}
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CheckResult:
