@@ -252,7 +252,7 @@ def _skill(gate: Gate, evidence: GateEvidence) -> CheckResult:
     skill = objective.gain(value, base) / way if way > 0 else math.nan
     said = (
         f"On the rows it learnt from, the candidate goes {skill:.1%} of the way from the best constant "
-        f"({objective.metric} {base:.4f}) to perfection ({value:.4f}); at least {gate.min_skill:.1%} is asked for."
+        f"({objective.metric} {base:.4f}) to perfection: it reaches {value:.4f}; at least {gate.min_skill:.1%} is asked for."
     )
     if not math.isfinite(skill):
         return _check("underfit", None, skill, gate.min_skill, "A constant is perfect here, or a score is not defined.")

@@ -184,7 +184,7 @@ def test_a_model_that_cannot_even_follow_its_own_rows_underfits() -> None:
     assert failed.verdict == "fail"
     assert failed.message == (
         "On the rows it learnt from, the candidate goes 0.2% of the way from the best constant (roc_auc 0.5000) to "
-        "perfection (0.5010); at least 0.5% is asked for."
+        "perfection: it reaches 0.5010; at least 0.5% is asked for."
     )
     assert check("underfit", Gate(min_skill=None), train_score=0.5).verdict == "skipped"
     assert check("underfit", Gate(min_skill=0.5), objective=RMSE, train_score=2.0, train_baseline=5.0).passed
