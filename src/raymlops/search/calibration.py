@@ -87,7 +87,7 @@ def calibrate(y: NDArray[Any], p: NDArray[Any], *, ordered: bool, seed: int = 0)
     folds = _folds(y, ordered, seed)
     crossed = {kind: _cross_fit(kind, y, p, folds) for kind in kinds}
     own = _row_losses(y, p)
-    better = {kind: own - _row_losses(y, q) for kind, q in crossed.items()}
+    better: dict[Kind, Floats] = {kind: own - _row_losses(y, q) for kind, q in crossed.items()}
     gains = {kind: float(rows.mean()) for kind, rows in better.items()}
     errors = {kind: standard_error(rows, ordered=ordered) for kind, rows in better.items()}
     chosen = _choose(kinds, better, gains, errors, ordered)
@@ -120,9 +120,9 @@ def _unfit(y: NDArray[np.int_], p: Floats) -> str:
 
 def _choose(
     kinds: tuple[Kind, ...],
-    better: Mapping[str, Floats],
-    gains: Mapping[str, float],
-    errors: Mapping[str, float],
+    better: Mapping[Kind, Floats],
+    gains: Mapping[Kind, float],
+    errors: Mapping[Kind, float],
     ordered: bool,
 ) -> Kind | None:
     """The simplest map (kinds come in that order) within one standard error of the best one that helps."""
