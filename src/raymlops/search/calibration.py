@@ -7,7 +7,7 @@ either. The model's own probabilities stay unless a map's log loss is better by 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,10 +50,14 @@ class Calibration:
 
     def apply(self, p: NDArray[Any]) -> Floats:
         """Calibrated probabilities of the same shape; what is not finite stays so, as NaN."""
-        given: Floats = np.asarray(p, dtype=np.float64)
+        return self.mapper()(np.asarray(p, dtype=np.float64))
+
+    def mapper(self) -> Callable[[Floats], Floats]:
+        """:meth:`apply` for whoever calls it often: the parameters are made ready once."""
         if self.kind == "identity":
-            return given
-        return _MAPS[self.kind](given, self.params)
+            return lambda p: p
+        calibrated, ready = _MAPS[self.kind], {name: np.array(values) for name, values in self.params.items()}
+        return lambda p: calibrated(p, ready)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, read back by :meth:`from_dict`."""
@@ -176,23 +180,23 @@ def _sigmoid(z: Floats) -> Floats:
     return answer
 
 
-def _by_platt(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_platt(p: Floats, params: Mapping[str, Any]) -> Floats:
     inside = _inside(p)
     (a,), (c,) = params["a"], params["c"]
     return _sigmoid(a * (np.log(inside) - np.log1p(-inside)) + c)
 
 
-def _by_beta(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_beta(p: Floats, params: Mapping[str, Any]) -> Floats:
     inside = _inside(p)
     (a,), (b,), (c,) = params["a"], params["b"], params["c"]
     return _sigmoid(a * np.log(inside) - b * np.log1p(-inside) + c)
 
 
-def _by_isotonic(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_isotonic(p: Floats, params: Mapping[str, Any]) -> Floats:
     return np.interp(np.where(np.isfinite(p), p, np.nan), params["from"], params["to"])
 
 
-def _by_temperature(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_temperature(p: Floats, params: Mapping[str, Any]) -> Floats:
     z = np.log(_inside(p)) / params["temperature"][0]
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     answer: Floats = powers / powers.sum(axis=1, keepdims=True)
