@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from raymlops.search.resample import standard_error
 
@@ -21,7 +22,7 @@ Kind = Literal["identity", "platt", "beta", "isotonic", "temperature"]
 
 MIN_ROWS, MIN_PER_CLASS = 200, 20
 _FOLDS, _MOST_ROWS = 5, 50_000
-_EDGE = 1e-7
+_EDGE, _LEAST_SLOPE = 1e-7, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Calibration:
         """:meth:`apply` for whoever calls it often: the parameters are made ready once."""
         if self.kind == "identity":
             return lambda p: p
-        calibrated, ready = _MAPS[self.kind], {name: np.array(values) for name, values in self.params.items()}
+        calibrated, ready = _MAPS[self.kind], _ready(self.params)
         return lambda p: calibrated(p, ready)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _cross_fit(kind: Kind, y: NDArray[np.int_], p: Floats, folds: NDArray[np.int
         here = folds == fold
         # A stretch of time may leave one class only to the others: nothing can be learnt from them.
         if len(np.unique(y[~here])) > 1:
-            out[here] = _MAPS[kind](p[here], _FITS[kind](y[~here], p[~here]))
+            out[here] = _MAPS[kind](p[here], _ready(_FITS[kind](y[~here], p[~here])))
     return out
 
 
@@ -167,39 +168,37 @@ def _row_losses(y: NDArray[np.int_], p: Floats) -> Floats:
     return losses
 
 
+def _ready(params: Mapping[str, tuple[float, ...]]) -> dict[str, Floats]:
+    return {name: np.array(values) for name, values in params.items()}
+
+
 # --- the maps --------------------------------------------------------------------------------------
 
 
 def _inside(p: Floats) -> Floats:
     """Away from 0 and 1, where the log-odds end; what is not finite becomes NaN."""
-    with np.errstate(invalid="ignore"):
-        # Nothing times infinity is no number. These four steps take half as long as clip() and where().
-        kept: Floats = np.minimum(np.maximum(p + 0.0 * p, _EDGE), 1.0 - _EDGE)
+    # Nothing times infinity is no number.
+    kept: Floats = np.minimum(np.maximum(p + 0.0 * p, _EDGE), 1.0 - _EDGE)
     return kept
 
 
-def _sigmoid(z: Floats) -> Floats:
-    answer: Floats = 0.5 * (1.0 + np.tanh(0.5 * z))
+def _by_platt(p: Floats, params: Mapping[str, Floats]) -> Floats:
+    # logit() gives NaN outside 0 to 1, and infinity at the ends, which stay where they are.
+    answer: Floats = expit(params["a"] * logit(p) + params["c"])
     return answer
 
 
-def _by_platt(p: Floats, params: Mapping[str, Any]) -> Floats:
+def _by_beta(p: Floats, params: Mapping[str, Floats]) -> Floats:
     inside = _inside(p)
-    (a,), (c,) = params["a"], params["c"]
-    return _sigmoid(a * (np.log(inside) - np.log1p(-inside)) + c)
+    answer: Floats = expit(params["a"] * np.log(inside) - params["b"] * np.log1p(-inside) + params["c"])
+    return answer
 
 
-def _by_beta(p: Floats, params: Mapping[str, Any]) -> Floats:
-    inside = _inside(p)
-    (a,), (b,), (c,) = params["a"], params["b"], params["c"]
-    return _sigmoid(a * np.log(inside) - b * np.log1p(-inside) + c)
-
-
-def _by_isotonic(p: Floats, params: Mapping[str, Any]) -> Floats:
+def _by_isotonic(p: Floats, params: Mapping[str, Floats]) -> Floats:
     return np.interp(np.where(np.isfinite(p), p, np.nan), params["from"], params["to"])
 
 
-def _by_temperature(p: Floats, params: Mapping[str, Any]) -> Floats:
+def _by_temperature(p: Floats, params: Mapping[str, Floats]) -> Floats:
     z = np.log(_inside(p)) / params["temperature"][0]
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     answer: Floats = powers / powers.sum(axis=1, keepdims=True)
@@ -219,17 +218,17 @@ def _fit_beta(y: NDArray[np.int_], p: Floats) -> dict[str, tuple[float, ...]]:
 
 
 def _logistic(y: NDArray[np.int_], z: Floats) -> tuple[float, ...]:
-    """Slopes, none below 0 so that the order of scores stays, and intercept of a logistic regression on ``z`` ``(n, m)``."""
+    """Slopes, all above 0 so that the order of scores stays, and intercept of a logistic regression on ``z`` ``(n, m)``."""
     from scipy.optimize import minimize
 
     n, m = z.shape
 
     def loss(w: Floats) -> tuple[float, Floats]:
         margin = z @ w[:m] + w[m]
-        slope = _sigmoid(margin) - y
+        slope = expit(margin) - y
         return float(np.logaddexp(0.0, margin).mean() - (margin * y).mean()), np.append(z.T @ slope, slope.sum()) / n
 
-    bounds = [(0.0, None)] * m + [(None, None)]
+    bounds = [(_LEAST_SLOPE, None)] * m + [(None, None)]
     found = minimize(loss, np.append(np.full(m, 1.0), 0.0), jac=True, method="L-BFGS-B", bounds=bounds)
     return tuple(float(value) for value in found.x)
 
@@ -250,7 +249,7 @@ def _fit_temperature(y: NDArray[np.int_], p: Floats) -> dict[str, tuple[float, .
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        q = _by_temperature(p, {"temperature": (math.exp(log_temperature),)})
+        q = _by_temperature(p, {"temperature": np.exp([log_temperature])})
         return float(_row_losses(y, q).mean())
 
     found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
