@@ -18,13 +18,11 @@ from raymlops.errors import ConfigError, GateRefused
 from raymlops.search.objective import Objective
 
 if TYPE_CHECKING:
-    from raymlops.data.assess import CheckResult
-
-Verdict = Literal["pass", "fail", "warn", "skipped"]
+    from raymlops.data.assess import CheckResult, Verdict
 
 # The assessment's checks, by the question of practice that they answer; all others are about the data's quality.
-_ENOUGH = frozenset({"rows", "label", "class", "classes", "learning_curve", "enough_rows", "enough"})
-_RELATED = frozenset({"predictive", "related", "unrelated", "shadow", "shadow_features", "signal"})
+_ENOUGH = frozenset({"rows", "label", "classes", "enough_rows", "slices"})
+_RELATED = frozenset({"predictive", "unrelated"})
 _NAMED = 10
 
 
@@ -127,37 +125,11 @@ class GateEvidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One check: what was measured, where the limit lay, what it rests on, what to do."""
-
-    name: str
-    verdict: Verdict
-    value: float | None
-    limit: float | None
-    message: str
-    advice: str = ""
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Warnings and skipped checks pass."""
-        return self.verdict != "fail"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form, read back by :meth:`from_dict`."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Check:
-        return cls(**data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
     """Every check, passed or not."""
 
     passed: bool
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable, read back by :meth:`from_dict`: a number that is not finite is ``None``."""
@@ -165,7 +137,9 @@ class GateReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GateReport:
-        return cls(passed=data["passed"], checks=tuple(Check.from_dict(check) for check in data["checks"]))
+        from raymlops.data.assess import CheckResult
+
+        return cls(passed=data["passed"], checks=tuple(CheckResult.from_dict(check) for check in data["checks"]))
 
     def require(self) -> None:
         """Raise :class:`GateRefused`, naming every check that failed, unless all passed."""
@@ -200,10 +174,12 @@ def _check(
     message: str,
     advice: str = "",
     evidence: Mapping[str, Any] | None = None,
-) -> Check:
+) -> CheckResult:
     """``ok=None`` means the check was not asked for or has nothing to look at."""
+    from raymlops.data.assess import CheckResult
+
     verdict: Verdict = ok if isinstance(ok, str) else "skipped" if ok is None else "pass" if ok else "fail"
-    return Check(
+    return CheckResult(
         name=name,
         verdict=verdict,
         value=_finite(value),
@@ -230,7 +206,7 @@ def _plain(value: Any) -> Any:
 # --- the five of practice ----------------------------------------------------------------------------
 
 
-def _assessed(evidence: GateEvidence, name: str, what: str, mine: Any) -> Check:
+def _assessed(evidence: GateEvidence, name: str, what: str, mine: Any) -> CheckResult:
     """The worst of the assessment's checks on one question."""
     if evidence.assessment is None:
         return _check(name, None, None, None, f"{what}: not assessed.")
@@ -245,7 +221,7 @@ def _assessed(evidence: GateEvidence, name: str, what: str, mine: Any) -> Check:
     return _check(name, verdict, len(bad), 0, f"{what}: {said}", advice, shown)
 
 
-def _gap(gate: Gate, evidence: GateEvidence) -> Check:
+def _gap(gate: Gate, evidence: GateEvidence) -> CheckResult:
     if gate.max_gap is None:
         return _check("overfit", None, None, None, "No limit on over-fitting is set.")
     gap = evidence.objective.gap(evidence.train_score, evidence.validation_score, evidence.baseline_score)
@@ -266,7 +242,7 @@ def _gap(gate: Gate, evidence: GateEvidence) -> Check:
     )
 
 
-def _skill(gate: Gate, evidence: GateEvidence) -> Check:
+def _skill(gate: Gate, evidence: GateEvidence) -> CheckResult:
     objective, value = evidence.objective, evidence.train_score
     base = evidence.baseline_score if evidence.train_baseline is None else evidence.train_baseline
     if gate.min_skill is None:
@@ -276,7 +252,7 @@ def _skill(gate: Gate, evidence: GateEvidence) -> Check:
     skill = objective.gain(value, base) / way if way > 0 else math.nan
     said = (
         f"On the rows it learnt from, the candidate goes {skill:.1%} of the way from the best constant "
-        f"({objective.metric} {base:.4f}) to perfection ({value:.4f}); at least {gate.min_skill:.1%} is asked for."
+        f"({objective.metric} {base:.4f}) to perfection: it reaches {value:.4f}; at least {gate.min_skill:.1%} is asked for."
     )
     if not math.isfinite(skill):
         return _check("underfit", None, skill, gate.min_skill, "A constant is perfect here, or a score is not defined.")
@@ -286,7 +262,7 @@ def _skill(gate: Gate, evidence: GateEvidence) -> Check:
     )
 
 
-def _related(evidence: GateEvidence) -> Check:
+def _related(evidence: GateEvidence) -> CheckResult:
     columns = evidence.relevance
     checked = _assessed(evidence, "related", "Columns and label", lambda name: name in _RELATED)
     if not columns:
@@ -311,7 +287,7 @@ def _related(evidence: GateEvidence) -> Check:
 # --- worth a rollout ---------------------------------------------------------------------------------
 
 
-def _score(gate: Gate, evidence: GateEvidence) -> Check:
+def _score(gate: Gate, evidence: GateEvidence) -> CheckResult:
     objective, value = evidence.objective, evidence.test_score
     said = f"{objective.metric} is {value:.4f} on {evidence.test_rows} test rows"
     if not math.isfinite(value):
@@ -331,7 +307,7 @@ def _score(gate: Gate, evidence: GateEvidence) -> Check:
     )
 
 
-def _baseline(gate: Gate, evidence: GateEvidence) -> Check:
+def _baseline(gate: Gate, evidence: GateEvidence) -> CheckResult:
     objective, value, limit = evidence.objective, evidence.test_score, evidence.baseline_score
     said = f"{objective.metric} is {value:.4f}, and a constant prediction reaches {limit:.4f}"
     if not gate.beat_baseline:
@@ -347,7 +323,7 @@ def _baseline(gate: Gate, evidence: GateEvidence) -> Check:
     )
 
 
-def _champion(gate: Gate, evidence: GateEvidence) -> Check:
+def _champion(gate: Gate, evidence: GateEvidence) -> CheckResult:
     objective, value, limit = evidence.objective, evidence.test_score, evidence.champion_score
     if limit is None:
         return _check("champion", None, value, None, "There is no champion to beat.")
@@ -380,7 +356,7 @@ def _compared(paired: Comparison | None) -> dict[str, Any]:
     return {} if paired is None else {"paired_bootstrap": paired.to_dict()}
 
 
-def _slices(gate: Gate, evidence: GateEvidence) -> Check:
+def _slices(gate: Gate, evidence: GateEvidence) -> CheckResult:
     parts = evidence.slices
     tested = [item for item in parts if item.p_value is not None]
     shown = {"slices": [item.to_dict() for item in parts]}
@@ -402,7 +378,7 @@ def _slices(gate: Gate, evidence: GateEvidence) -> Check:
     return _check("slices", "fail" if refuse else "warn", len(worse), 0, said, advice, shown)
 
 
-def _latency(gate: Gate, evidence: GateEvidence) -> Check:
+def _latency(gate: Gate, evidence: GateEvidence) -> CheckResult:
     p99 = evidence.p99_ms
     if gate.max_p99_ms is None or p99 is None:
         why = "No limit on latency is set." if gate.max_p99_ms is None else "Latency was not measured."
@@ -424,7 +400,7 @@ def _latency(gate: Gate, evidence: GateEvidence) -> Check:
     )
 
 
-def _size(gate: Gate, evidence: GateEvidence) -> Check:
+def _size(gate: Gate, evidence: GateEvidence) -> CheckResult:
     size = evidence.size_mb
     if size is None:
         return _check("size", None, None, gate.max_size_mb, "The size was not measured.")

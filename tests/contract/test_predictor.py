@@ -14,9 +14,14 @@ import pandas as pd
 import pytest
 
 from raymlops.data.schema import learn_contract
-from raymlops.errors import ContractViolation
+from raymlops.errors import ContractViolation, DigestMismatch
 from raymlops.registry.package import Reference, build_package
+from raymlops.registry.runtime import load_native
 from raymlops.search import candidates
+from raymlops.search.calibration import Calibration
+from raymlops.search.decision import Decision
+from raymlops.search.threshold import Threshold
+from raymlops.serving.bulk import answer_columns
 from raymlops.serving.predictor import Predictor, measure_latency
 
 Make = Callable[..., Predictor]
@@ -51,6 +56,44 @@ def test_a_binary_answer_names_the_class_and_the_positive_probability(make: Make
     assert probabilities[1] < 0.1
     np.testing.assert_array_equal(predictor.score(prediction), prediction)
     assert predictor.version == 7
+
+
+@pytest.mark.parametrize(
+    "family", [candidates.xgboost(), candidates.linear(), candidates.hist_boosting()], ids=lambda f: f.name
+)
+def test_calibration_and_threshold_travel_with_the_package_and_apply_to_every_runtime(
+    make: Make, tmp_path: Path, family: Any
+) -> None:
+    plain = make(lambda a: a > 0, "binary", family=family)
+    x = plain.encode([{"a": a, "c": "x"} for a in (-1.0, -0.1, 0.1, 1.0)])
+    said = {name: runtime.predict(x) for name, runtime in plain._runtimes.items()}
+    decision = Decision(
+        calibration=Calibration(kind="platt", params={"a": (0.5,), "c": (-0.25,)}),
+        threshold=Threshold(value=0.3, rule="fixed"),
+    )
+    native = load_native(tmp_path / "package", plain.manifest.form, "binary", 2).estimator
+    build_package(tmp_path / "decided", native, plain.contract, None, plain.reference, {}, decision=decision)
+    predictor = Predictor.load(tmp_path / "decided")
+    assert predictor.decision == decision
+    for own in said.values():
+        expected = 1 / (1 + np.exp(-(0.5 * np.log(own / (1 - own)) - 0.25)))
+        for rows in (1, 4):
+            np.testing.assert_allclose(predictor.predict(x[:rows]), expected[:rows], atol=1e-4)
+    prediction = np.array([0.29, 0.3, 0.4, 0.6])
+    assert predictor.answer(prediction)[0] == [False, True, True, True]
+    assert plain.answer(prediction)[0] == [False, False, False, True]
+    answered = answer_columns(predictor.contract, prediction, predictor.decision.threshold.value)
+    assert answered["prediction"].to_pylist() == [False, True, True, True]
+
+
+def test_a_package_that_was_changed_is_not_explained(make: Make, tmp_path: Path) -> None:
+    predictor = make(lambda a: a > 0, "binary")
+    assert predictor.explainer is predictor.explainer
+    changed = Predictor.load(tmp_path / "package")
+    model = tmp_path / "package" / "model.json"
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(DigestMismatch):
+        _ = changed.explainer
 
 
 def test_each_batch_goes_to_the_runtime_its_size_asks_for(make: Make) -> None:

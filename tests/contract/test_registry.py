@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from raymlops.errors import ConfigError, UnknownVersion
+from raymlops.registry.board import ranked
 from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.version import ModelVersion, Registry
 from raymlops.search.selection import Leaderboard, Trial
@@ -85,6 +87,22 @@ def test_an_alias_points_at_one_version_at_a_time(registry: Registry, name: str)
     registry.delete_alias(name, "challenger")
     registry.delete_alias("nobody", "champion")
     assert registry.get(name, 2).aliases == ("champion",)
+
+
+def test_people_may_say_something_about_a_version_and_take_it_back(registry: Registry, name: str) -> None:
+    made = add(registry, name, tags={"time": "ts", "run_id": "", "parent": "7"})
+    assert made.parent == 7
+    registry.set_tag(name, 1, "reviewed-by", "ada")
+    registry.set_tag(name, 1, "note", "x")
+    registry.set_tag(name, 1, "note", "")
+    tags = {key: value for key, value in registry.get(name, 1).tags.items() if value}
+    assert tags == {"time": "ts", "parent": "7", "reviewed-by": "ada"}
+    with pytest.raises(ConfigError, match="'parent' was set when the version was registered and stays"):
+        registry.set_tag(name, 1, "parent", "3")
+    with pytest.raises(ConfigError, match="'a b' is no tag"):
+        registry.set_tag(name, 1, "a b", "3")
+    with pytest.raises(UnknownVersion):
+        registry.set_tag(name, 2, "note", "x")
 
 
 def test_what_is_not_there_is_named_with_what_is(registry: Registry, name: str) -> None:
@@ -191,3 +209,40 @@ def run_python() -> Callable[[str], str]:
         ).stdout.strip()
 
     return run
+
+
+def test_a_search_comes_back_as_it_was_logged(mlflow_uri: str, tmp_path: Path) -> None:
+    registry = MlflowRegistry(mlflow_uri)
+    assert registry.searches("board") == []
+    trials = (
+        Trial(number=0, family="linear", params={"C": 1.0}, score=0.7, train_score=0.72, gap=0.02, fit_s=0.5),
+        Trial(number=1, family="xgboost", params={"max_depth": 3}, score=0.8, train_score=0.9, fit_s=1.5),
+        Trial(number=2, family="xgboost", params={}, status="failed", error="ValueError: no"),
+        Trial(number=3, family="linear", params={}, score=0.9, train_score=0.9, status="stopped"),
+    )
+    registry.log_search("board", Leaderboard(metric="roc_auc", mode="max", trials=trials[:1]), event_id="e1")
+    run_id = registry.log_search("board", Leaderboard(metric="roc_auc", mode="max", trials=trials), event_id="e2")
+    newest, oldest = registry.searches("board")
+    assert (newest.event_id, newest.metric, newest.mode, oldest.event_id) == ("e2", "roc_auc", "max", "e1")
+    assert newest.run_id == run_id
+    found = ranked(newest, registry.trials(newest))
+    assert [item.number for item in found] == [1, 0, 3, 2]
+    assert (found[0].family, found[0].score, found[0].train_score, found[0].fit_s) == ("xgboost", 0.8, 0.9, 1.5)
+    assert (found[0].params, found[0].error) == ({"max_depth": "3"}, None)
+    assert (found[-1].status, found[-1].reason, found[-1].score) == ("failed", "ValueError: no", None)
+    json.dumps([item.to_dict() for item in found])
+    assert registry.log_files(run_id, {"card.json": b"{}"})
+    kept = list(Path(mlflow_uri.removeprefix("sqlite:///")).parent.rglob("card.json"))
+    assert [path.read_bytes() for path in kept] == [b"{}"]
+    assert not registry.log_files("no-such-run", {"card.json": b"{}"})
+
+
+def test_a_logged_standard_error_is_read_by_its_name(mlflow_uri: str) -> None:
+    registry = MlflowRegistry(mlflow_uri)
+    trial = Trial(number=0, family="linear", params={}, score=2.0, train_score=1.0)
+    run_id = registry.log_search("errors", Leaderboard(metric="rmse", mode="min", trials=(trial,)), event_id="e1")
+    (search,) = registry.searches("errors")
+    client = registry._client
+    child = client.search_runs([search.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")[0]
+    client.log_metric(child.info.run_id, "rmse_se", 0.25)
+    assert registry.trials(search)[0].error == 0.25

@@ -48,6 +48,9 @@ def test_the_loop_notices_retrains_and_promotes(tmp_path: Path) -> None:
     ):
         assert kind in kinds
     assert kinds.index("retrain_started") < kinds.index("rollout_started") < kinds.index("promoted")
+    card = json.loads(run_cli(Path(result["home"]), "card", "demo", "--json").stdout)
+    assert card["version"]["aliases"] == ["champion"]
+    assert card["lineage"]["parent"] >= 1
 
 
 def test_bad_options_say_what_to_do(tmp_path: Path) -> None:

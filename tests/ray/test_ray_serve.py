@@ -129,6 +129,14 @@ def test_both_routes_answer_with_the_champion(world: World) -> None:
     assert answers[1].headers["x-raymlops-variant"] == "champion"
 
 
+def test_both_routes_explain_what_the_champion_says(world: World) -> None:
+    for url in (world.place.url, world.place.direct_url):
+        body = world.http.post(f"{url}/explain", json={"rows": [ROW]}).json()
+        (row,) = body["rows"]
+        assert row["base"] + sum(row["contributions"].values()) == pytest.approx(row["output"], abs=1e-4)
+        assert row["probability"] == pytest.approx(world.predict().json()["probabilities"][0], abs=1e-4)
+
+
 def test_the_open_inference_protocol_on_both_ports(world: World) -> None:
     inputs = [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [0.5, -0.5]}]
     expected = world.predict().json()["probabilities"]

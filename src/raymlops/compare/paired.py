@@ -73,7 +73,7 @@ def compare(
     min_gain: float = 0.0,
     seed: int = 0,
 ) -> Comparison | None:
-    """Compare two models' predictions for the same rows, at most the newest 20,000.
+    """Compare two models' predictions for the same rows, at most the newest 20,000, or with k classes 40,000 / k.
 
     ``champion`` may be a constant baseline's. ``None`` when one of the two has no score, or when fewer than a tenth of the
     replicates have one.
@@ -84,7 +84,8 @@ def compare(
     candidate, champion : what :meth:`Objective.score` takes
     ordered : the rows are in time order; blocks of neighbours are drawn then (moving-block bootstrap)
     """
-    y, a, b = (np.asarray(part, dtype=np.float64)[-MOST_ROWS:] for part in (y, candidate, champion))
+    most = MOST_ROWS if candidate.ndim == 1 else 2 * MOST_ROWS // candidate.shape[1]
+    y, a, b = (np.asarray(part, dtype=np.float64)[-most:] for part in (y, candidate, champion))
     gain = objective.gain(objective.score(y, a), objective.score(y, b))
     if not np.isfinite(gain):
         return None

@@ -157,7 +157,7 @@ def judge_slices(
                 name=name, asked=is_asked, rows=int(mask.sum()), candidate=_score(objective, y, candidate, mask)
             )
             if champion is not None and rises is not None:
-                part = replace(part, champion=_score(objective, y, champion, mask), **_risen(rises[mask], ordered))
+                part = _risen(replace(part, champion=_score(objective, y, champion, mask)), rises[mask], ordered)
             found.append(part)
     return tuple(sorted(_holm(found), key=lambda item: (item.p_value if item.p_value is not None else 2.0, item.name)))
 
@@ -167,12 +167,13 @@ def _score(objective: Objective, y: NDArray[Any], p: NDArray[Any], mask: Mask) -
     return score if math.isfinite(score) else None
 
 
-def _risen(rises: NDArray[np.float64], ordered: bool) -> dict[str, float]:
+def _risen(part: Slice, rises: NDArray[np.float64], ordered: bool) -> Slice:
+    """The slice with the test of its rows' losses, where there are enough of them."""
     if len(rises) < MIN_ROWS or not np.isfinite(rises).all():
-        return {}
+        return part
     rise, error = float(rises.mean()), standard_error(rises, ordered=ordered)
     p_value = 0.5 * math.erfc(rise / error / math.sqrt(2)) if error > 0 else float(rise <= 0)
-    return {"rise": rise, "error": error, "p_value": p_value}
+    return replace(part, rise=rise, error=error, p_value=p_value)
 
 
 def _holm(slices: Sequence[Slice]) -> list[Slice]:

@@ -10,7 +10,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from raymlops.data.schema import DataContract
+from raymlops.data.schema import DataContract, Task
 from raymlops.errors import DataError
 from raymlops.explain.explanation import Explainer, Explanation, Floats, Units
 from raymlops.search.estimators import Estimator, SklearnEstimator, XGBoostEstimator
@@ -18,6 +18,7 @@ from raymlops.search.estimators import Estimator, SklearnEstimator, XGBoostEstim
 Rows = NDArray[np.float32]
 Margin = Callable[[Rows], Floats]
 
+_MARGINS: dict[Task, Units] = {"binary": "log-odds", "multiclass": "score", "regression": "value"}
 BACKGROUND, SAMPLED_BACKGROUND = 256, 50
 _EVALUATIONS = 100_000
 _BLOCK = 50_000
@@ -59,7 +60,7 @@ class TreeExplainer:
 
     def __init__(self, booster: xgb.Booster, contract: DataContract) -> None:
         self._booster, self._names = booster, contract.names
-        self._units: Units = {"binary": "log-odds", "multiclass": "score", "regression": "value"}[contract.task]  # type: ignore[assignment]
+        self._units = _MARGINS[contract.task]
 
     def explain(self, x: Rows) -> Explanation:
         rows = xgb.DMatrix(
@@ -144,7 +145,7 @@ class AdditiveExplainer:
             contributions=contributions,
             base=np.broadcast_to(self.base, output.shape).astype(np.float64),
             output=output,
-            units={"binary": "log-odds", "multiclass": "score", "regression": "value"}[self._task],  # type: ignore[arg-type]
+            units=_MARGINS[self._task],
             method="linear",
         )
 

@@ -120,6 +120,7 @@ def _search(facts: CardFacts) -> dict[str, Any]:
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
         "errors": dict(board.errors),
         "fit_s": sum(item.fit_s for item in board.trials),
+        "ended": getattr(board, "ended", ""),
         "winner": trial.number,
         "family": trial.family,
         "params": dict(trial.params),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -235,10 +236,19 @@ class MlflowRegistry:
 
         at = int(time.time() * 1000)
         numbers = {metric: trial.score, f"train_{metric}": trial.train_score, "gap": trial.gap, "fit_s": trial.fit_s}
+        # What a search may know besides: the score on groups of the validation rows, and by share of the train rows.
+        groups = [value for value in getattr(trial, "groups", ()) if value == value]
+        if len(groups) > 1:
+            numbers[f"{metric}_se"] = statistics.stdev(groups) / len(groups) ** 0.5
+        curve = [
+            Metric(f"{metric}_by_share", score, at, round(100 * share))
+            for share, score in getattr(trial, "curve", ())
+            if score == score
+        ]
         self._client.log_batch(
             run_id,
             # NaN says nothing and some MLflow databases refuse it.
-            metrics=[Metric(key, value, at, 0) for key, value in numbers.items() if value == value],
+            metrics=[*(Metric(key, value, at, 0) for key, value in numbers.items() if value == value), *curve],
             params=[
                 Param("family", trial.family),
                 *(Param(key, str(value)[:_TEXT_LIMIT]) for key, value in trial.params.items()),
@@ -294,7 +304,7 @@ def _trial(run: Run, metric: str) -> LoggedTrial:
         status=tags.get(f"{_TAG}status", ""),
         reason=tags.get(f"{_TAG}error", ""),
         score=numbers.pop(metric, None),
-        error=next((numbers.pop(name) for name in (f"{metric}_se", "standard_error", "se") if name in numbers), None),
+        error=numbers.pop(f"{metric}_se", None),
         train_score=numbers.pop(f"train_{metric}", None),
         fit_s=numbers.pop("fit_s", None),
         params=params,

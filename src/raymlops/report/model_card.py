@@ -125,7 +125,7 @@ def _search(card: Mapping[str, Any]) -> str:
     params = ", ".join(f"{key} {_short(value)}" for key, value in search["params"].items())
     facts = [
         ("metric", f"{_text(search['metric'])}, {'higher' if search['mode'] == 'max' else 'lower'} is better"),
-        ("trials", f"{counts}; {search['fit_s']:.1f} s of fitting"),
+        ("trials", f"{counts}; {search['fit_s']:.1f} s of fitting. {_text(search['ended'])}"),
         ("chosen", f"trial {search['winner']}, {_text(search['family'])}: {_text(params)}"),
         (
             "scores",

@@ -7,12 +7,13 @@ either. The model's own probabilities stay unless a map's log loss is better by 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from raymlops.search.resample import standard_error
 
@@ -21,7 +22,7 @@ Kind = Literal["identity", "platt", "beta", "isotonic", "temperature"]
 
 MIN_ROWS, MIN_PER_CLASS = 200, 20
 _FOLDS, _MOST_ROWS = 5, 50_000
-_EDGE = 1e-7
+_EDGE, _LEAST_SLOPE = 1e-7, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +51,14 @@ class Calibration:
 
     def apply(self, p: NDArray[Any]) -> Floats:
         """Calibrated probabilities of the same shape; what is not finite stays so, as NaN."""
-        given: Floats = np.asarray(p, dtype=np.float64)
+        return self.mapper()(np.asarray(p, dtype=np.float64))
+
+    def mapper(self) -> Callable[[Floats], Floats]:
+        """:meth:`apply` for whoever calls it often: the parameters are made ready once."""
         if self.kind == "identity":
-            return given
-        return _MAPS[self.kind](given, self.params)
+            return lambda p: p
+        calibrated, ready = _MAPS[self.kind], _ready(self.params)
+        return lambda p: calibrated(p, ready)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, read back by :meth:`from_dict`."""
@@ -87,7 +92,7 @@ def calibrate(y: NDArray[Any], p: NDArray[Any], *, ordered: bool, seed: int = 0)
     folds = _folds(y, ordered, seed)
     crossed = {kind: _cross_fit(kind, y, p, folds) for kind in kinds}
     own = _row_losses(y, p)
-    better = {kind: own - _row_losses(y, q) for kind, q in crossed.items()}
+    better: dict[Kind, Floats] = {kind: own - _row_losses(y, q) for kind, q in crossed.items()}
     gains = {kind: float(rows.mean()) for kind, rows in better.items()}
     errors = {kind: standard_error(rows, ordered=ordered) for kind, rows in better.items()}
     chosen = _choose(kinds, better, gains, errors, ordered)
@@ -120,9 +125,9 @@ def _unfit(y: NDArray[np.int_], p: Floats) -> str:
 
 def _choose(
     kinds: tuple[Kind, ...],
-    better: Mapping[str, Floats],
-    gains: Mapping[str, float],
-    errors: Mapping[str, float],
+    better: Mapping[Kind, Floats],
+    gains: Mapping[Kind, float],
+    errors: Mapping[Kind, float],
     ordered: bool,
 ) -> Kind | None:
     """The simplest map (kinds come in that order) within one standard error of the best one that helps."""
@@ -153,7 +158,7 @@ def _cross_fit(kind: Kind, y: NDArray[np.int_], p: Floats, folds: NDArray[np.int
         here = folds == fold
         # A stretch of time may leave one class only to the others: nothing can be learnt from them.
         if len(np.unique(y[~here])) > 1:
-            out[here] = _MAPS[kind](p[here], _FITS[kind](y[~here], p[~here]))
+            out[here] = _MAPS[kind](p[here], _ready(_FITS[kind](y[~here], p[~here])))
     return out
 
 
@@ -163,36 +168,37 @@ def _row_losses(y: NDArray[np.int_], p: Floats) -> Floats:
     return losses
 
 
+def _ready(params: Mapping[str, tuple[float, ...]]) -> dict[str, Floats]:
+    return {name: np.array(values) for name, values in params.items()}
+
+
 # --- the maps --------------------------------------------------------------------------------------
 
 
 def _inside(p: Floats) -> Floats:
     """Away from 0 and 1, where the log-odds end; what is not finite becomes NaN."""
-    return np.clip(np.where(np.isfinite(p), p, np.nan), _EDGE, 1.0 - _EDGE)
+    # Nothing times infinity is no number.
+    kept: Floats = np.minimum(np.maximum(p + 0.0 * p, _EDGE), 1.0 - _EDGE)
+    return kept
 
 
-def _sigmoid(z: Floats) -> Floats:
-    answer: Floats = 0.5 * (1.0 + np.tanh(0.5 * z))
+def _by_platt(p: Floats, params: Mapping[str, Floats]) -> Floats:
+    # logit() gives NaN outside 0 to 1, and infinity at the ends, which stay where they are.
+    answer: Floats = expit(params["a"] * logit(p) + params["c"])
     return answer
 
 
-def _by_platt(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_beta(p: Floats, params: Mapping[str, Floats]) -> Floats:
     inside = _inside(p)
-    (a,), (c,) = params["a"], params["c"]
-    return _sigmoid(a * (np.log(inside) - np.log1p(-inside)) + c)
+    answer: Floats = expit(params["a"] * np.log(inside) - params["b"] * np.log1p(-inside) + params["c"])
+    return answer
 
 
-def _by_beta(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
-    inside = _inside(p)
-    (a,), (b,), (c,) = params["a"], params["b"], params["c"]
-    return _sigmoid(a * np.log(inside) - b * np.log1p(-inside) + c)
-
-
-def _by_isotonic(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_isotonic(p: Floats, params: Mapping[str, Floats]) -> Floats:
     return np.interp(np.where(np.isfinite(p), p, np.nan), params["from"], params["to"])
 
 
-def _by_temperature(p: Floats, params: Mapping[str, tuple[float, ...]]) -> Floats:
+def _by_temperature(p: Floats, params: Mapping[str, Floats]) -> Floats:
     z = np.log(_inside(p)) / params["temperature"][0]
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     answer: Floats = powers / powers.sum(axis=1, keepdims=True)
@@ -212,17 +218,17 @@ def _fit_beta(y: NDArray[np.int_], p: Floats) -> dict[str, tuple[float, ...]]:
 
 
 def _logistic(y: NDArray[np.int_], z: Floats) -> tuple[float, ...]:
-    """Slopes, none below 0 so that the order of scores stays, and intercept of a logistic regression on ``z`` ``(n, m)``."""
+    """Slopes, all above 0 so that the order of scores stays, and intercept of a logistic regression on ``z`` ``(n, m)``."""
     from scipy.optimize import minimize
 
     n, m = z.shape
 
     def loss(w: Floats) -> tuple[float, Floats]:
         margin = z @ w[:m] + w[m]
-        slope = _sigmoid(margin) - y
+        slope = expit(margin) - y
         return float(np.logaddexp(0.0, margin).mean() - (margin * y).mean()), np.append(z.T @ slope, slope.sum()) / n
 
-    bounds = [(0.0, None)] * m + [(None, None)]
+    bounds = [(_LEAST_SLOPE, None)] * m + [(None, None)]
     found = minimize(loss, np.append(np.full(m, 1.0), 0.0), jac=True, method="L-BFGS-B", bounds=bounds)
     return tuple(float(value) for value in found.x)
 
@@ -243,7 +249,7 @@ def _fit_temperature(y: NDArray[np.int_], p: Floats) -> dict[str, tuple[float, .
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        q = _by_temperature(p, {"temperature": (math.exp(log_temperature),)})
+        q = _by_temperature(p, {"temperature": np.exp([log_temperature])})
         return float(_row_losses(y, q).mean())
 
     found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded")

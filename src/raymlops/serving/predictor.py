@@ -53,7 +53,8 @@ class Predictor:
     ) -> None:
         self.contract = contract
         self.decision = decision or Decision()
-        self._calibrates, self._cut = self.decision.calibrates, self.decision.threshold.value
+        self._calibrate = self.decision.calibration.mapper() if self.decision.calibrates else None
+        self._cut = self.decision.threshold.value
         self.features = features
         self.manifest = manifest
         self.version = 0
@@ -176,7 +177,7 @@ class Predictor:
                 break
             runtime = faster
         prediction = runtime.predict(x)
-        return self.decision.apply(prediction) if self._calibrates else prediction
+        return prediction if self._calibrate is None else self._calibrate(prediction)
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:
         """The encoded rows, the prediction for them, and the rows as they were sent when no ``features`` work on them.
