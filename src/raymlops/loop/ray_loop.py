@@ -18,12 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raymlops.clock import SystemClock
-from raymlops.data.assess import QUICK_MODELS, assess, require
+from raymlops.data.assess import QUICK_MODELS, Assessment, assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_dp import prepare_frame
-from raymlops.data.schema import Column, infer_task, learn_contract
+from raymlops.data.schema import Column, Task, infer_task, learn_contract
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
 from raymlops.events import EventLog
@@ -73,6 +74,22 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
             raise
         progress.stage("serve", f"version {version.version}")
         return _serve(turn, version, event_id)
+
+
+def read_rows(pipeline: Pipeline, settings: Settings, progress: Progress) -> pd.DataFrame:
+    """The rows a first training would see, with their features. Ray is joined or started where the source needs it."""
+    if not isinstance(pipeline.source, FrameSource):
+        settings.ensure_home()
+        connect(settings)
+    return prepare_frame(pipeline.source, pipeline.features, settings, progress.note)
+
+
+def judged(pipeline: Pipeline, frame: pd.DataFrame, task: Task | None = None) -> Assessment:
+    """The assessment of these rows by the pipeline's spec; a group's column is the key when no other is named."""
+    spec, by = pipeline.assess, pipeline.split
+    if by.group is not None and spec.key is None:
+        spec = replace(spec, key=by.group)
+    return assess(frame, pipeline.source.label, pipeline.source.time, task, spec=spec)
 
 
 def _serve(turn: Turn, version: ModelVersion, event_id: str) -> Endpoint:
@@ -251,14 +268,14 @@ class Turn:
         source, name = self.pipeline.source, self.pipeline.name
         task = infer_task(frame[source.label])
         self.pipeline.search.objective(task)  # refuse a metric that does not fit before any work
-        spec, by = self.pipeline.assess, self.pipeline.split
+        by = self.pipeline.split
         if time_column == ARRIVED:
             # What was served has no groups, and its columns were judged for what they say when the first version was made.
-            spec, by = spec.without(*QUICK_MODELS), SplitBy(validation=by.validation, test=by.test)
-            spec = replace(spec, key=None, slices=(), max_age=None)
-        elif by.group is not None and spec.key is None:
-            spec = replace(spec, key=by.group)
-        assessment = assess(frame, source.label, time_column, task, spec=spec)
+            by = SplitBy(validation=by.validation, test=by.test)
+            spec = replace(self.pipeline.assess.without(*QUICK_MODELS), key=None, slices=(), max_age=None)
+            assessment = assess(frame, source.label, time_column, task, spec=spec)
+        else:
+            assessment = judged(self.pipeline, frame, task)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
