@@ -151,8 +151,8 @@ def _path(points: Sequence[tuple[float, float]], x: Any, y: Any) -> str:
 
 def _skills(assessment: Assessment) -> str:
     """What each column tells alone, and how often it mattered more than the best shuffled copy."""
-    leak, related = _find(assessment, "leak"), _find(assessment, "unrelated")
-    scores: Mapping[str, float] = leak.evidence.get("scores", {}) if leak else {}
+    related = _find(assessment, "unrelated")
+    scores: Mapping[str, float] = next((c.evidence["scores"] for c in assessment.checks if "scores" in c.evidence), {})
     if not scores:
         return ""
     hits: Mapping[str, int] = related.evidence.get("hits", {}) if related else {}
