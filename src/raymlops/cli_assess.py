@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymlops.data.assess import Assess, Assessment, assess
-from raymlops.errors import ConfigError, nearest
+from raymlops.errors import ConfigError, DataError, nearest
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,13 +104,18 @@ def read_frame(path: str, label: str, time_column: str | None, drop: tuple[str, 
     tables = [read_url(url=files[0], form=form, separator=separator, schema=None)]
     tables += [read_url(url=name, form=form, separator=separator, schema=tables[0].schema) for name in files[1:]]
     check_columns(tables[0].column_names, source)
+    unread = [field.name for field in tables[0].schema if form == "csv" and pa.types.is_binary(field.type)]
+    if unread:
+        raise DataError(f"{path}: the text of column {unread[0]!r} is not UTF-8. Write the file anew as UTF-8.")
     return arrange(plain(pa.concat_tables(tables)), source)
 
 
 def table_of(assessment: Assessment) -> Table:
     """What failed or warns, the figures of what can be learnt, and the names of the checks that passed."""
     passed = [check for check in assessment.checks if check.verdict == "pass" and check.check not in _TOLD]
-    table = Table("check", "verdict", "what was found, and what to do", title=headline(assessment), title_justify="left")
+    table = Table(
+        "check", "verdict", "what was found, and what to do", title=headline(assessment), title_justify="left"
+    )
     for check in sorted(assessment.checks, key=lambda one: _ORDER.index(one.verdict)):
         if check not in passed:
             said = _plain(f"{check.message} {check.advice}".strip())
