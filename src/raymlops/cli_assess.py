@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymlops.data.assess import Assess, Assessment, assess
-from raymlops.errors import ConfigError, DataError, nearest
+from raymlops.errors import ConfigError, DataError
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,10 +79,6 @@ def _of_files(
     if label is None:
         raise ConfigError("With a file also give --label: the column to predict.")
     frame = read_frame(path, label, time_column, drop)
-    named = [("key", key)] if key else []
-    for role, name in named:
-        if name not in frame.columns:
-            raise ConfigError(f"The data has no {role} column {name!r}.{nearest(name, map(str, frame.columns))}")
     return Path(path).stem or path, assess(frame, label, time_column, spec=Assess(key=key))
 
 

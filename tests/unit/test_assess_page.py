@@ -154,7 +154,7 @@ def test_what_is_missing_is_asked_for(orders: Path) -> None:
         run(path, "--label", "yy")
     with pytest.raises(DataError, match="No file matches"):
         run(str(orders / "none.csv"), "--label", "y")
-    with pytest.raises(ConfigError, match="The data has no key column 'cty'. Did you mean 'city'"):
+    with pytest.raises(ConfigError, match=r"Assess\(key=...\) names a column 'cty' that is not there\. Did you mean 'city'"):
         run(path, "--label", "y", "--key", "cty")
 
 
