@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,14 @@ from raymlops.data.assess import Assess, Assessment, CheckResult, assess
 from raymlops.data.assess.result import result
 from raymlops.errors import ConfigError, DataError
 from raymlops.report.assess_page import assess_page
+from raymlops.testing.pages import Page
 from raymlops.testing.tables import NOW, mixed
 
 NASTY = "<script>alert(1)</script>'\""
 PIPELINE = """
 import pandas as pd
 from raymlops import Assess, FrameSource, Pipeline, SplitBy
+from raymlops.testing.pages import Page
 from raymlops.testing.tables import mixed
 import numpy as np
 frame = mixed(np.random.default_rng(0), 400)
@@ -29,20 +30,6 @@ frame["who"] = np.arange(400) // 4
 quick = Assess(verdicts={name: "off" for name in ("predictive", "enough_rows", "unrelated", "leak")})
 churn = Pipeline(name="churn", source=FrameSource(frame, label="y"), assess=quick, split=SplitBy(group="who"))
 """
-
-
-class Reader(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def assessment() -> Assessment:
@@ -72,7 +59,7 @@ def assessment() -> Assessment:
 
 
 def test_the_page_says_what_was_found_and_what_to_do() -> None:
-    page = Reader(assess_page(NASTY, assessment(), now=NOW))
+    page = Page(assess_page(NASTY, assessment(), now=NOW))
     text = " ".join(" ".join(page.words).split())
     assert "Not fit to train on: 1 check failed, 1 warning." in text
     assert "What to do" in text
@@ -89,7 +76,7 @@ def told_in_order(text: str, parts: list[str]) -> bool:
 
 
 def test_nothing_on_the_page_can_run_or_call_out() -> None:
-    page = Reader(assess_page(NASTY, assessment(), now=NOW))
+    page = Page(assess_page(NASTY, assessment(), now=NOW))
     assert not {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe", "object", "form", "a"}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "href")]
     policy = next(attrs["content"] for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs)
@@ -154,7 +141,9 @@ def test_what_is_missing_is_asked_for(orders: Path) -> None:
         run(path, "--label", "yy")
     with pytest.raises(DataError, match="No file matches"):
         run(str(orders / "none.csv"), "--label", "y")
-    with pytest.raises(ConfigError, match=r"Assess\(key=...\) names a column 'cty' that is not there\. Did you mean 'city'"):
+    with pytest.raises(
+        ConfigError, match=r"Assess\(key=...\) names a column 'cty' that is not there\. Did you mean 'city'"
+    ):
         run(path, "--label", "y", "--key", "cty")
 
 

@@ -117,7 +117,11 @@ def _curve(assessment: Assessment) -> str:
     def y(value: float) -> float:
         return (_HEIGHT - _BOTTOM) * (1 - (value - bottom) / (top - bottom))
 
-    scale = (lambda value: value) if "R²" in check.message else (lambda value: 0.5 + value / 2)
+    share = 1.0 if "R²" in check.message else 0.5
+
+    def scale(value: float) -> float:
+        return 1.0 - share + share * value
+
     band = [*zip(ahead, high, strict=True), *reversed(list(zip(ahead, low, strict=True)))]
     drawn = [
         f"<polygon points='{_path(band, x, y)}' fill='#0969da' fill-opacity='.12'/>",
