@@ -280,7 +280,7 @@ class Turn:
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
         require(assessment)
-        contract = learn_contract(frame, source.label, task, drop=[name for name in (time_column, by.group) if name])
+        contract = learn_contract(frame, source.label, task, drop=_no_inputs(self.pipeline, time_column))
         snapshot = write_snapshot(
             self.lake,
             name,
@@ -410,6 +410,11 @@ class Turn:
             version.name, "registered", {"event_id": event_id, "version": version.version, "digest": digest}
         )
         return version
+
+
+def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
+    """Columns that order, group or name rows, and that requests do not carry."""
+    return [name for name in (time_column, pipeline.split.group, pipeline.assess.key) if name]
 
 
 class _Staged:
