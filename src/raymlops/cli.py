@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raymlops import cli_assess
 from raymlops.cli_model import app as model_commands
 from raymlops.cli_model import rows_of
 from raymlops.errors import ConfigError, RaymlopsError, nearest
@@ -344,6 +345,9 @@ def demo(
     else:
         out.print("Next: `raymlops demo --data YOUR.csv --label COLUMN --time COLUMN`, or a pipeline of your own:")
         out.print("  python examples/electricity.py  ·  raymlops run examples/electricity.py:pipeline  ·  README.md")
+
+
+cli_assess.register(app, load_target)
 
 
 def _endpoint(name: str) -> Any:

@@ -63,7 +63,7 @@ def test_spark_gives_what_pandas_gives(spark: Any, options: dict[str, Any]) -> N
     assert list(found.columns) == list(expected.columns)
     assert len(left) > 1000
     pd.testing.assert_frame_equal(in_order(found), expected, check_dtype=False)
-    assert 0.2 < expected["known_at"].notna().mean() < 0.9
+    assert 0.1 < expected["known_at"].notna().mean() < 0.9
 
 
 def test_numbers_and_types(spark: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,10 @@ from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.report.drift_page import drift_page
 from raymlops.store import Store
+from raymlops.testing.pages import Page
 
 NASTY = "<script>alert(1)</script>'\""
 DAY = 86_400.0
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def material(column: str = "price", reason: str = "harm: measured") -> dict[str, Any]:
@@ -93,7 +77,7 @@ def material(column: str = "price", reason: str = "harm: measured") -> dict[str,
 
 def test_the_page_tells_what_moved_how_sure_what_it_costs_what_was_decided_and_what_is_due() -> None:
     page = drift_page("shop", **material())
-    text = " ".join(" ".join(Reader(page).words).split())
+    text = " ".join(" ".join(Page(page).words).split())
     assert "Version 2 serves (monitoring); the inputs moved." in text
     assert "price ks 0.400 1 1.0e-12 1.0e-05 90" in text
     assert (
@@ -103,7 +87,7 @@ def test_the_page_tells_what_moved_how_sure_what_it_costs_what_was_decided_and_w
     assert "retraining started harm: measured" in text
     assert "candidate refused gate: worse" in text
     assert "1970-01-10 00:00 UTC, in 3 d; 80 % interval 1970-01-05 00:00 UTC to no upper end. Half left." in text
-    circles = [tag for tag, _ in Reader(page).tags if tag == "circle"]
+    circles = [tag for tag, _ in Page(page).tags if tag == "circle"]
     assert len(circles) == 6
 
 
@@ -114,7 +98,7 @@ def test_nothing_on_the_page_runs_or_is_fetched() -> None:
     given["monitor"]["diagnosis"]["note"] = NASTY
     given["monitor"]["forecast"]["note"] = NASTY
     page = drift_page(NASTY, **given)
-    read = Reader(page)
+    read = Page(page)
     assert not {tag for tag, _ in read.tags} & {"script", "img", "link", "iframe", "object", "a"}
     assert not [key for _, held in read.tags for key in held if key.startswith("on") or key in ("src", "href")]
     assert ("".join(read.words)).count("alert(1)") >= 7
@@ -123,7 +107,7 @@ def test_nothing_on_the_page_runs_or_is_fetched() -> None:
 
 def test_an_endpoint_that_has_only_begun_has_a_page_too() -> None:
     page = drift_page("shop", loop={}, monitor={}, watch={}, events=[], now=0.0)
-    text = " ".join(Reader(page).words)
+    text = " ".join(Page(page).words)
     for sentence in ("no full window has been seen yet", "No labels have come yet.", "Nothing yet.", "Not known yet."):
         assert sentence in text
 

@@ -18,6 +18,7 @@ from raymlops.data.snapshot import (
     read_frame,
     write_snapshot,
 )
+from raymlops.data.split import SplitBy
 from raymlops.errors import ContractViolation, DataError
 from raymlops.lake import Lake
 
@@ -96,6 +97,45 @@ def test_without_time_each_part_has_its_share_of_each_class(lake: Lake, frame: p
     for part in (arrays.y_train, arrays.y_validation, arrays.y_test):
         assert part.mean() == pytest.approx(frame.y.mean(), abs=0.02)
     assert write(lake, frame, time=None, seed=1).fingerprint != snapshot.fingerprint
+
+
+def test_groups_stay_together_in_time_and_are_not_stored(lake: Lake, frame: pd.DataFrame) -> None:
+    """Forty customers; each row tells whose it is, so that the stored parts can be asked."""
+    frame = frame.assign(who=[f"customer {n}" for n in np.arange(len(frame)) % 40], a=np.arange(len(frame)) % 40.0)
+    contract = learn_contract(frame, "y", drop=("extra", "t", "who"))
+    assessment = assess(frame, contract, "t")
+    snapshot = write_snapshot(
+        lake, "churn", frame, contract, "t", "test", assessment, 5.0, by=SplitBy(group="who", embargo="2h")
+    )
+    stored = read_frame(lake, snapshot)
+    split = snapshot.split
+    assert list(stored.columns) == ["a", "c", "ok", "y", "t"]
+    assert len(stored) == snapshot.rows == split.train + split.validation + split.test
+    assert split.unused == 400 - len(stored) > 0
+    parts = np.split(stored, [split.train, split.train + split.validation])
+    owners = [set(part["a"]) for part in parts]
+    assert not owners[0] & owners[1]
+    assert not owners[2] & (owners[0] | owners[1])
+    assert parts[0]["t"].max() < parts[1]["t"].min() - pd.Timedelta("2h")
+    assert parts[1]["t"].max() < parts[2]["t"].min() - pd.Timedelta("2h")
+    assert load_snapshot(lake, snapshot.key) == snapshot
+    arrays = load_arrays(lake, snapshot)
+    assert len(arrays.y_test) == split.test
+
+
+def test_columns_that_a_split_names_must_be_there(lake: Lake, frame: pd.DataFrame) -> None:
+    contract = learn_contract(frame, "y", drop=("extra", "t"))
+    for by, role in ((SplitBy(group="who"), "group"), (SplitBy(stratify="who"), "stratify")):
+        with pytest.raises(DataError, match=rf"The data has no {role} column 'who', which SplitBy\({role}=\) names"):
+            write_snapshot(lake, "churn", frame, contract, None, "test", assess(frame, contract), 5.0, by=by)
+    filled = frame.assign(c=frame.c.fillna("none"))
+    known = learn_contract(filled, "y", drop=("extra", "t"))
+    snapshot = write_snapshot(
+        lake, "churn", filled, known, None, "test", assess(filled, known), 5.0, by=SplitBy(stratify="c")
+    )
+    test = read_frame(lake, snapshot).tail(snapshot.split.test)
+    for value, rows in filled["c"].value_counts().items():
+        assert abs((test["c"] == value).sum() - 0.15 * rows) <= 1.5
 
 
 def test_order_is_stable_and_reads_text() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -53,15 +54,48 @@ def as_of(
     ------
     DataError : a column that is not there, a name that both have, times of different types
     """
-    keys = [by] if isinstance(by, str) else list(by)
-    right_time = right_time or time
-    brought = [name for name in map(str, right.columns) if name not in (*keys, right_time)]
-    names = {name: prefix + name for name in brought}
-    _check(list(map(str, left.columns)), list(map(str, right.columns)), keys, time, right_time, names, matched)
-    within = None if tolerance is None else seconds(tolerance, "tolerance")
+    plan = _Join.of(left, right, by, time, right_time or time, tolerance, strict, prefix, matched)
     if isinstance(left, pd.DataFrame):
-        return _pandas(left, cast(pd.DataFrame, right), keys, time, right_time, names, within, strict, matched)
-    return _spark(left, cast("DataFrame", right), keys, time, right_time, names, within, strict, matched)
+        return _pandas(left, right, plan)
+    return _spark(left, right, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """What is asked for, checked; ``names``: of each right column that is brought, the name it gets."""
+
+    keys: list[str]
+    time: str
+    right_time: str
+    names: dict[str, str]
+    within: float | None
+    strict: bool
+    matched: str | None
+
+    @classmethod
+    def of(
+        cls,
+        left: Any,
+        right: Any,
+        by: str | Sequence[str],
+        time: str,
+        right_time: str,
+        tolerance: float | str | None,
+        strict: bool,
+        prefix: str,
+        matched: str | None,
+    ) -> _Join:
+        keys = [by] if isinstance(by, str) else list(by)
+        brought = [name for name in map(str, right.columns) if name not in (*keys, right_time)]
+        names = {name: prefix + name for name in brought}
+        _check(list(map(str, left.columns)), list(map(str, right.columns)), keys, time, right_time, names, matched)
+        within = None if tolerance is None else seconds(tolerance, "tolerance")
+        return cls(keys, time, right_time, names, within, strict, matched)
+
+    @property
+    def added(self) -> list[str]:
+        """The new columns' names, in order."""
+        return [*self.names.values(), *([self.matched] if self.matched else [])]
 
 
 def _check(
@@ -87,17 +121,8 @@ def _check(
         )
 
 
-def _pandas(
-    left: pd.DataFrame,
-    right: pd.DataFrame,
-    keys: list[str],
-    time: str,
-    right_time: str,
-    names: dict[str, str],
-    within: float | None,
-    strict: bool,
-    matched: str | None,
-) -> pd.DataFrame:
+def _pandas(left: pd.DataFrame, right: pd.DataFrame, plan: _Join) -> pd.DataFrame:
+    keys, time, right_time, names, within = plan.keys, plan.time, plan.right_time, plan.names, plan.within
     if left[time].dtype.kind != right[right_time].dtype.kind and not {
         left[time].dtype.kind,
         right[right_time].dtype.kind,
@@ -120,52 +145,43 @@ def _pandas(
         right_on=_AT,
         by=keys,
         tolerance=tolerance,
-        allow_exact_matches=not strict,
+        allow_exact_matches=not plan.strict,
     )
     joined = pd.concat([found, rows[~usable]], ignore_index=True).sort_values(_ROW, ignore_index=True)
-    if matched:
-        joined[matched] = joined[_AT]
-    return joined[[*left.columns, *names.values(), *([matched] if matched else [])]].set_index(left.index)
+    if plan.matched:
+        joined[plan.matched] = joined[_AT]
+    return joined[[*left.columns, *plan.added]].set_index(left.index)
 
 
-def _spark(
-    left: DataFrame,
-    right: DataFrame,
-    keys: list[str],
-    time: str,
-    right_time: str,
-    names: dict[str, str],
-    within: float | None,
-    strict: bool,
-    matched: str | None,
-) -> DataFrame:
+def _spark(left: DataFrame, right: DataFrame, plan: _Join) -> DataFrame:
     from pyspark.sql import Window
     from pyspark.sql import functions as f
 
+    time, right_time, names = plan.time, plan.right_time, plan.names
     left_type, right_type = left.schema[time].dataType, right.schema[right_time].dataType
     if left_type != right_type:
         raise _types(time, left_type.simpleString(), right_time, right_type.simpleString())
-    key = [f"__key{index}" for index in range(len(keys))]
+    key = [f"__key{index}" for index in range(len(plan.keys))]
 
     def laid(frame: DataFrame, at: str, side: int) -> list[Column]:
-        named = [_of(name).alias(new) for name, new in zip(keys, key, strict=True)]
+        named = [_of(name).alias(new) for name, new in zip(plan.keys, key, strict=True)]
         return [*named, _of(at).alias(_TIME), f.lit(side).alias(_SIDE)]
 
     own = f.struct(*(_of(name) for name in left.columns)).alias(_LEFT)
     told = f.struct(_of(right_time).alias(_AT), *(_of(name).alias(new) for name, new in names.items())).alias(_RIGHT)
-    known = right.dropna(subset=[*(f"`{name}`" for name in keys), f"`{right_time}`"])
+    known = right.dropna(subset=[*(f"`{name}`" for name in plan.keys), f"`{right_time}`"])
     # At one time a right row comes first, so that the left one sees it; when it must not, last.
-    asks, tells = (0, 1) if strict else (1, 0)
+    asks, tells = (0, 1) if plan.strict else (1, 0)
     both = left.select(*laid(left, time, asks), own).unionByName(
         known.select(*laid(known, right_time, tells), told), allowMissingColumns=True
     )
     window = Window.partitionBy(*key).orderBy(_TIME, _SIDE, _RIGHT).rowsBetween(Window.unboundedPreceding, 0)
     found = both.withColumn(_FOUND, f.last(_RIGHT, ignorenulls=True).over(window)).where(f.col(_SIDE) == asks)
-    if within is not None:
-        fresh = f.col(_TIME) <= _later(f.col(f"{_FOUND}.{_AT}"), within, left_type.typeName())
+    if plan.within is not None:
+        fresh = f.col(_TIME) <= _later(f.col(f"{_FOUND}.{_AT}"), plan.within, left_type.typeName())
         found = found.withColumn(_FOUND, f.when(fresh, f.col(_FOUND)))
     brought = [f.col(_FOUND)[new].alias(new) for new in names.values()]
-    at = [f.col(_FOUND)[_AT].alias(matched)] if matched else []
+    at = [f.col(_FOUND)[_AT].alias(plan.matched)] if plan.matched else []
     return found.select(*(f.col(_LEFT)[name].alias(name) for name in left.columns), *brought, *at)
 
 

@@ -19,12 +19,13 @@ import pandas as pd
 
 from raymlops.clock import SystemClock
 from raymlops.compare.slices import asked_masks
-from raymlops.data.assess import QUICK_MODELS, assess, require
+from raymlops.data.assess import QUICK_MODELS, Assessment, assess, require
 from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
-from raymlops.data.schema import Column, infer_task
+from raymlops.data.schema import Column, Task, infer_task
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
 from raymlops.events import EventLog
@@ -81,6 +82,22 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
             raise
         progress.stage("serve", f"version {version.version}")
         return _serve(turn, version, event_id)
+
+
+def read_rows(pipeline: Pipeline, settings: Settings, progress: Progress) -> pd.DataFrame:
+    """The rows a first training would see, with their features. Ray is joined or started where the source needs it."""
+    if not isinstance(pipeline.source, FrameSource):
+        settings.ensure_home()
+        connect(settings)
+    return prepare_frame(pipeline.source, pipeline.features, settings, progress.note)
+
+
+def judged(pipeline: Pipeline, frame: pd.DataFrame, task: Task | None = None) -> Assessment:
+    """The assessment of these rows by the pipeline's spec; a group's column is the key when no other is named."""
+    spec, by = pipeline.assess, pipeline.split
+    if by.group is not None and spec.key is None:
+        spec = replace(spec, key=by.group)
+    return assess(frame, pipeline.source.label, pipeline.source.time, task, spec=spec)
 
 
 def _serve(turn: Turn, version: ModelVersion, event_id: str) -> Endpoint:
@@ -266,24 +283,26 @@ class Turn:
         self.pipeline.search.objective(task)
         require_binary(self.pipeline.search.threshold, task)
         asked_masks(self.pipeline.gate.slices, frame.head(100))
-        spec, by = self.pipeline.assess, self.pipeline.split
-        if time_column == ARRIVED:
-            # What was served has no groups, and its columns were judged for what they say when the first version was made.
-            spec, by = spec.without(*QUICK_MODELS), SplitBy(validation=by.validation, test=by.test)
-            spec = replace(spec, key=None, slices=(), max_age=None)
-        elif by.group is not None and spec.key is None:
-            spec = replace(spec, key=by.group)
+        others = _no_inputs(self.pipeline, time_column)
         contract, skipped = self.pipeline.declared.over(
             frame,
             source.label,
             time=time_column,
             now=SystemClock().now(),
-            hidden=(*self.pipeline.hidden, *([by.group] if by.group else [])),
+            hidden=(*self.pipeline.hidden, *others),
             served=time_column == ARRIVED,
         )
         self.events.append(name, "contract", {"event_id": event_id, "kept": True, "does_not_apply": list(skipped)})
-        frame = frame.drop(columns=[column for column in self.pipeline.hidden if column in frame.columns])
-        assessment = assess(frame, source.label, time_column, task, spec=spec)
+        hidden = set(self.pipeline.hidden) - set(others)
+        frame = frame.drop(columns=[column for column in frame.columns if column in hidden])
+        by = self.pipeline.split
+        if time_column == ARRIVED:
+            # What was served has no groups, and its columns were judged for what they say when the first version was made.
+            by = SplitBy(validation=by.validation, test=by.test)
+            spec = replace(self.pipeline.assess.without(*QUICK_MODELS), key=None, slices=(), max_age=None)
+            assessment = assess(frame, source.label, time_column, task, spec=spec)
+        else:
+            assessment = judged(self.pipeline, frame, task)
         self.events.append(
             name, "assessed", {"event_id": event_id, "checks": [item.to_dict() for item in assessment.checks]}
         )
@@ -464,6 +483,11 @@ class _Judged:
     evidence: GateEvidence
     decision: Decision
     reference: Reference
+
+
+def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
+    """Columns that order, group or name rows, and that requests do not carry."""
+    return [name for name in (time_column, pipeline.split.group, pipeline.assess.key) if name]
 
 
 class _Staged:

@@ -1,4 +1,4 @@
-"""Forty tables with one known fault each."""
+"""Tables with one known fault each."""
 
 from __future__ import annotations
 
@@ -382,8 +382,8 @@ def nothing_to_learn(rng: Generator) -> Case:
 
 @_fault
 def mostly_unrelated(rng: Generator) -> Case:
-    frame = numeric(rng, 6000, 8)
-    noise = pd.DataFrame(rng.normal(size=(6000, 12)), columns=[f"noise_{i}" for i in range(12)])
+    frame = numeric(rng, 3000, 8)
+    noise = pd.DataFrame(rng.normal(size=(3000, 12)), columns=[f"noise_{i}" for i in range(12)])
     return Case(frame=pd.concat([noise, frame], axis=1), check="unrelated")
 
 

@@ -190,6 +190,8 @@ def facts_of(name: str, series: pd.Series) -> Facts:
     plain = series.astype(object) if isinstance(dtype, pd.CategoricalDtype) else series
     kind = _KINDS.get(pd.api.types.infer_dtype(plain, skipna=True), "other")
     missing = int(plain.isna().sum())
+    if kind == "mixed" and len({type(value) for value in plain.dropna()}) == 1:
+        kind = "other"  # lists and the like: of one type, but of none that a model takes
     if kind == "text":
         codes, categories = pd.factorize(plain)
         return Facts(

@@ -108,23 +108,23 @@ def leaks(table: Table, found: dict[str, Alone]) -> Iterator[CheckResult]:
     """A column that alone predicts the label almost perfectly is the label itself, or was written after it."""
     limit, look = table.spec.limit("leak"), table.spec.limit("suspicious")
     suspects = 0
+    scores: dict[str, float] = {name: round(one.score, 4) for name, one in found.items()}
     for name, one in found.items():
         if one.score >= limit:
             suspects += 1
             message = f"Column {name!r} alone predicts the label {table.label!r} (score {one.score:.4f}): it leaks the answer."
             advice = f"Drop it unless it is known before the outcome: drop=({name!r},)."
-            yield result(f"leak:{name}", "fail", one.score, limit, message, advice)
+            yield result(f"leak:{name}", "fail", one.score, limit, message, advice, scores=scores)
         elif one.score >= look:
             suspects += 1
             message = (
                 f"Column {name!r} alone predicts the label {table.label!r} suspiciously well (score {one.score:.4f})."
             )
             advice = "Make sure that it is known before the outcome."
-            yield result(f"suspicious:{name}", "warn", one.score, look, message, advice)
+            yield result(f"suspicious:{name}", "warn", one.score, look, message, advice, scores=scores)
     if not suspects and found:
         best = max(found, key=lambda name: found[name].score)
         message = f"No column alone predicts the label; the strongest is {best!r} with {found[best].score:.3f}."
-        scores = {name: round(one.score, 4) for name, one in found.items()}
         yield result("leak", "pass", found[best].score, limit, message, scores=scores)
 
 

@@ -114,19 +114,15 @@ def unrelated(table: Table, sample: Sample, single: Mapping[str, Alone]) -> Iter
     """Columns that never matter more than shuffled copies of columns do (Boruta; Kursa & Rudnicki 2010).
 
     Importance is what is lost on held-out rows when a column's Shapley contributions are taken out. A column is unrelated
-    when it beats the best shuffled copy in surely fewer than half of the runs (binomial, Bonferroni over columns) *and*
-    says nothing alone either: a column that another one repeats is redundant, not unrelated.
+    when it beats the best shuffled copy in surely fewer than half of the runs (binomial, false discovery rate over columns;
+    Benjamini & Hochberg 1995) *and* says nothing alone either: a column that another one repeats is redundant, not unrelated.
     """
-    from scipy.stats import binom
+    from scipy.stats import binom, false_discovery_control
 
     hits = shadow_hits(sample)
     limit, names = table.spec.limit("unrelated"), sample.names
-    p = binom.cdf(hits, _SHADOW_RUNS, 0.5) * len(names)
-    idle = [
-        name
-        for name, one in zip(names, p, strict=True)
-        if (one < _ALPHA or (hits[names.index(name)] == 0 and one < 1)) and single[name].z < _ALONE_Z
-    ]
+    p = false_discovery_control(binom.cdf(hits, _SHADOW_RUNS, 0.5))
+    idle = [name for name, one in zip(names, p, strict=True) if one < _ALPHA and single[name].z < _ALONE_Z]
     share = len(idle) / max(len(names), 1)
     verdict: Verdict = "warn" if share > limit else "pass"
     message = (

@@ -22,7 +22,7 @@ def identifier(table: Table) -> Iterator[CheckResult]:
     what it is like."""
     found = []
     for column in table.inputs:
-        if column.missing or column.rows < 20 or not _names_rows(column):
+        if not names_rows(column):
             continue
         found.append(column.name)
         message = f"Column {column.name!r} has a value of its own in each of the {column.rows} rows: it names the row."
@@ -32,7 +32,10 @@ def identifier(table: Table) -> Iterator[CheckResult]:
         yield result("identifier", "pass", 0, 0, "No input names the row.")
 
 
-def _names_rows(column: Facts) -> bool:
+def names_rows(column: Facts) -> bool:
+    """Whether the column counts or names the rows."""
+    if column.missing or column.rows < 20:
+        return False
     if column.kind == "text":
         return column.distinct
     if column.kind != "number" or not column.finite.size:

@@ -13,7 +13,7 @@ from raymlops.data.assess import basics, leaks, learning, numbers, repeats, spel
 from raymlops.data.assess.facts import Facts, Floats, Table, facts_of, times_of
 from raymlops.data.assess.models import sample_of
 from raymlops.data.assess.result import Assessment, CheckResult, listed, result
-from raymlops.data.assess.spec import Assess
+from raymlops.data.assess.spec import QUICK_MODELS, Assess
 from raymlops.data.schema import DataContract, Task, infer_task
 from raymlops.errors import ConfigError, DataError, nearest
 
@@ -56,6 +56,7 @@ _PLAIN: tuple[tuple[str, Check], ...] = (
 _LEAST = 50  # of fewer rows nothing can be said but that they are too few
 _FIRST = ("rows", "label", "time")
 _MODELLED = ("number", "boolean", "text", "duration")
+_FITTED = ("leak", "disguise", "stability", "label_stability", *QUICK_MODELS)
 _NEEDED = ("rows", "label", "classes", "time", "missing", "constant")
 
 
@@ -97,8 +98,9 @@ def run(
 def _modelled(table: Table) -> Iterator[CheckResult]:
     """The checks that fit something, on a sample; a column that leaks is left out of what comes after."""
     spec = table.spec
-    table = replace(table, names=tuple(column.name for column in table.inputs if column.kind in _MODELLED))
-    if not table.names:
+    told = [column for column in table.inputs if column.kind in _MODELLED and not repeats.names_rows(column)]
+    table = replace(table, names=tuple(column.name for column in told))
+    if not table.names or not any(spec.on(name) for name in _FITTED):
         return
     sample = sample_of(table)
     single = leaks.alone(table, sample)

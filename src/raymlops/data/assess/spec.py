@@ -74,7 +74,7 @@ class Assess:
     verdicts : by check, or by ``CHECK:COLUMN``: ``"warn"`` lets a failed check pass, ``"fail"`` makes a warning stop the
         pipeline, ``"off"`` leaves it out
     limits : by check, another limit
-    key : the column that names who or what a row is about; its rows belong to one side of a split
+    key : the column that names who or what a row is about; the model does not see it
     slices : columns whose values must each be judged: those with too few rows are warned of
     max_age : the newest row may be this old, as seconds or ``"7d"``; ``None`` does not ask
     budget_rows : rows the quick models see at most; counts are of all rows

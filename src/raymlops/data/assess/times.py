@@ -197,7 +197,7 @@ def when(seconds: float) -> str:
 
 def span(seconds: float) -> str:
     """A duration in words."""
-    for unit, size in (("days", _DAY), ("hours", _HOUR), ("minutes", 60.0)):
+    for unit, size in (("years", 365.25 * _DAY), ("days", _DAY), ("hours", _HOUR), ("minutes", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
