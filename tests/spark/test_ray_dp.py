@@ -134,7 +134,7 @@ class TestOneSession:
 
         with pytest.raises(DataError, match="The features function failed: ValueError: too far"):
             read(SparkSource(lambda s: numbers(s).drop("t"), label="y"), late)
-        with pytest.raises(DataError, match="The features function is not row-wise"):
+        with pytest.raises(DataError, match="The features function does not give a row the same everywhere"):
             read(SparkSource(numbers, label="y", time="t"), lambda f: f.assign(m=f.id - f.id.mean()))
 
     def test_remote_files_are_read_in_spark_tasks(self, read: Read, served: str) -> None:

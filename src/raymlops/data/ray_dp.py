@@ -22,7 +22,8 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.features import FeatureFunction, apply_features
+from raymlops.data.features_parity import parity
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
 from raymlops.data.ray_read import arrange, plain, plan_of, read_source, with_features
