@@ -15,6 +15,7 @@ _PUBLIC = {
     "Bandit": "raymlops.serving.policies",
     "BlueGreen": "raymlops.serving.policies",
     "Canary": "raymlops.serving.policies",
+    "Catalog": "raymlops.data.catalog",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -37,6 +38,7 @@ __all__ = [
     "Bandit",
     "BlueGreen",
     "Canary",
+    "Catalog",
     "DataContract",
     "Endpoint",
     "FileSource",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from raymlops.data.catalog import Catalog
     from raymlops.data.schema import DataContract
     from raymlops.data.sources import FileSource, FrameSource, SparkSource
     from raymlops.errors import RaymlopsError

@@ -34,11 +34,8 @@ _COLORS = {"+": "green", "-": "red", "~": "yellow"}
 
 def _catalog() -> Catalog:
     from raymlops.data.catalog import Catalog
-    from raymlops.lake import Lake
-    from raymlops.store import Store
 
-    settings = Settings.read()
-    return Catalog(Store(settings.store), Lake(settings.lake))
+    return Catalog.open()
 
 
 def _when(at: float) -> str:

@@ -14,6 +14,7 @@ from raymlops.data.catalog_tables import bring_up, columns, datasets, tags, uses
 from raymlops.data.snapshot import DatasetSnapshot, load_snapshot
 from raymlops.errors import ConfigError, DataError, nearest
 from raymlops.lake import Lake
+from raymlops.settings import Settings
 from raymlops.store import Store
 
 _TAG = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
@@ -97,6 +98,12 @@ class Catalog:
         self._store = store
         self._lake = lake
         bring_up(store)
+
+    @classmethod
+    def open(cls, settings: Settings | None = None) -> Catalog:
+        """The catalog of these settings, or of the environment's."""
+        settings = settings or Settings.read()
+        return cls(Store(settings.store), Lake(settings.lake))
 
     # --- recording ------------------------------------------------------------------------------------
 
