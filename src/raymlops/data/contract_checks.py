@@ -52,23 +52,53 @@ class Violation:
         return f" (row {self.row}{more})"
 
 
-def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Request rows that keep the types, against the limits and the rules of rows.
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounds:
+    """A contract's limits over the encoded matrix: tells at once that nothing can be wrong.
+
+    Attributes
+    ----------
+    low, high : ``(n_features,)``, one float32 step inside the limits, for a value that rounding has moved
+    closed : indices of the columns that take their categories only
+    """
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    closed: list[int]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column]) -> Bounds:
+        infinity = np.float32(np.inf)
+        with np.errstate(over="ignore"):
+            low = [-infinity if c.low is None else np.nextafter(np.float32(c.low), infinity) for c in columns]
+            high = [infinity if c.high is None else np.nextafter(np.float32(c.high), -infinity) for c in columns]
+        closed = [index for index, column in enumerate(columns) if column.closed]
+        return cls(np.array(low, dtype=np.float32), np.array(high, dtype=np.float32), closed)
+
+    def doubt(self, x: npt.NDArray[np.float32]) -> bool:
+        """Whether a value of ``(n_rows, n_features)`` may be outside: a closer look at what was sent will tell."""
+        near = bool((x < self.low).any() or (x > self.high).any())
+        return near or bool(self.closed and np.isnan(x[:, self.closed]).any())
+
+
+def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]], limits: bool = True) -> None:
+    """Request rows that keep the types, against the limits, if ``limits``, and the rules of rows.
 
     Raises
     ------
     ContractViolation : as :func:`violation_error` words it
     """
     kinds = {column.name: rule_kind(column) for column in contract.columns}
-    vectors = {name: Vector.of_values([row[name] for row in rows], kinds[name]) for name in bounded_columns(contract)}
+    names = bounded_columns(contract, limits)
+    vectors = {name: Vector.of_values([row[name] for row in rows], kinds[name]) for name in names}
     found = row_violations(contract, vectors, len(rows), lambda name, row: rows[row][name])
     if found:
         raise violation_error(found)
 
 
-def check_frame(contract: DataContract, frame: pd.DataFrame) -> None:
+def check_frame(contract: DataContract, frame: pd.DataFrame, limits: bool = True) -> None:
     """As :func:`check_rows`, of a frame with the contract's columns."""
-    vectors = {name: Vector.of_series(frame[name]) for name in bounded_columns(contract)}
+    vectors = {name: Vector.of_series(frame[name]) for name in bounded_columns(contract, limits)}
     found = row_violations(contract, vectors, len(frame), lambda name, row: frame[name].iloc[row])
     if found:
         raise violation_error(found)
@@ -92,7 +122,7 @@ def row_violations(
     """What breaks the limits and the rules of rows; ``value`` gives the example to show."""
     found: list[Violation] = []
     for column in contract.columns:
-        if column.bounded:
+        if column.bounded and column.name in vectors:
             for expected, mask in _limits(column, vectors[column.name]):
                 found += _of_mask(
                     f"column {column.name!r}", expected, mask, lambda row, c=column: show(value(c.name, row))
@@ -170,10 +200,10 @@ def violation_error(found: Sequence[Violation]) -> ContractViolation:
 # --- one kind of violation each --------------------------------------------------------------------------
 
 
-def bounded_columns(contract: DataContract) -> list[str]:
-    """The columns that :func:`broken_rows` looks at."""
-    named = set().union(*(rule.columns for rule in contract.row_rules))
-    return [column.name for column in contract.columns if column.bounded or column.name in named]
+def bounded_columns(contract: DataContract, limits: bool = True) -> list[str]:
+    """The columns that rules of rows and, if ``limits``, limits look at."""
+    named = frozenset().union(*(rule.columns for rule in contract.row_rules))
+    return [column.name for column in contract.columns if (limits and column.bounded) or column.name in named]
 
 
 def _of_mask(what: str, expected: str, mask: Bools, got: Callable[[int], str]) -> list[Violation]:
