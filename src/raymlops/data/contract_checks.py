@@ -88,10 +88,13 @@ def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]], limits
     ------
     ContractViolation : as :func:`violation_error` words it
     """
-    kinds = {column.name: rule_kind(column) for column in contract.columns}
-    names = bounded_columns(contract, limits)
-    vectors = {name: Vector.of_values([row[name] for row in rows], kinds[name]) for name in names}
-    found = row_violations(contract, vectors, len(rows), lambda name, row: rows[row][name])
+    names = set(bounded_columns(contract, limits))
+    vectors = {
+        column.name: Vector.of_values([row[column.name] for row in rows], rule_kind(column))
+        for column in contract.columns
+        if column.name in names
+    }
+    found = row_violations(contract, vectors, len(rows), lambda name, row: rows[row][name], limits)
     if found:
         raise violation_error(found)
 
@@ -99,7 +102,7 @@ def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]], limits
 def check_frame(contract: DataContract, frame: pd.DataFrame, limits: bool = True) -> None:
     """As :func:`check_rows`, of a frame with the contract's columns."""
     vectors = {name: Vector.of_series(frame[name]) for name in bounded_columns(contract, limits)}
-    found = row_violations(contract, vectors, len(frame), lambda name, row: frame[name].iloc[row])
+    found = row_violations(contract, vectors, len(frame), lambda name, row: frame[name].iloc[row], limits)
     if found:
         raise violation_error(found)
 
@@ -117,12 +120,16 @@ def broken_rows(contract: DataContract, vectors: Mapping[str, Vector], rows: int
 
 
 def row_violations(
-    contract: DataContract, vectors: Mapping[str, Vector], rows: int, value: Callable[[str, int], Any]
+    contract: DataContract,
+    vectors: Mapping[str, Vector],
+    rows: int,
+    value: Callable[[str, int], Any],
+    limits: bool = True,
 ) -> list[Violation]:
     """What breaks the limits and the rules of rows; ``value`` gives the example to show."""
     found: list[Violation] = []
-    for column in contract.columns:
-        if column.bounded and column.name in vectors:
+    for column in contract.columns if limits else ():
+        if column.bounded:
             for expected, mask in _limits(column, vectors[column.name]):
                 found += _of_mask(
                     f"column {column.name!r}", expected, mask, lambda row, c=column: show(value(c.name, row))

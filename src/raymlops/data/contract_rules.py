@@ -100,7 +100,7 @@ class Rule:
     @property
     def columns(self) -> frozenset[str]:
         """The columns it names."""
-        return frozenset(_names(self._tree()))
+        return _columns_of(self.check)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "check": self.check, "scope": self.scope}
@@ -244,6 +244,11 @@ def _constant(node: ast.expr) -> Any:
         case ast.Name(id="true" | "false"):
             return node.id == "true"
     raise _Refused(node, "stands in a list, which may hold numbers, text, true and false only")
+
+
+@lru_cache(1024)
+def _columns_of(text: str) -> frozenset[str]:
+    return frozenset(_names(_parse(text)))
 
 
 def _names(tree: ast.Expression) -> Iterable[str]:
