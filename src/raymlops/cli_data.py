@@ -253,10 +253,10 @@ def set_(
 
 
 def _contract(given: str) -> DataContract:
-    from raymlops.data.contract import Declared
+    from raymlops.data.contract_text import read
 
     if given.endswith((".yaml", ".yml")) or Path(given).is_file():
-        return Declared.read(given).complete()
+        return read(given).complete()
     return _catalog().snapshot(given).contract
 
 
@@ -296,9 +296,9 @@ def contract_check(
     """Check a file against a contract as training would; exit code 1 when it does not keep it."""
     import pandas as pd
 
-    from raymlops.data.contract import Declared
+    from raymlops.data.contract_text import read
 
-    declared = Declared.read(file)
+    declared = read(file)
     name = label or declared.label
     if name is None:
         raise ConfigError(f"{file} names no label: give --label.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -107,6 +108,28 @@ def _value(value: Any) -> Any:
 
 
 # --- reading -------------------------------------------------------------------------------------------
+
+
+def read(given: str | Path | DataContract | Declared) -> Declared:
+    """What a file of YAML states, or a contract.
+
+    Raises
+    ------
+    ConfigError : no such file, or what :func:`parse` refuses
+    """
+    if isinstance(given, Declared):
+        return given
+    if isinstance(given, DataContract):
+        return Declared.of(given)
+    try:
+        content = Path(given).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"The contract {str(given)!r} cannot be read: {why}.") from error
+    try:
+        return parse(content.decode(), str(given))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The contract {str(given)!r} is not UTF-8 (byte {error.start}).") from error
 
 
 def parse(text: str, where: str = "the contract") -> Declared:
