@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,10 +131,9 @@ def row_violations(
     found: list[Violation] = []
     for column in contract.columns if limits else ():
         if column.bounded:
+            got = partial(_shown, value, column.name)
             for expected, mask in _limits(column, vectors[column.name]):
-                found += _of_mask(
-                    f"column {column.name!r}", expected, mask, lambda row, c=column: show(value(c.name, row))
-                )
+                found += _of_mask(f"column {column.name!r}", expected, mask, got)
     for rule in contract.row_rules:
         found += _of_rule(rule, vectors, rows, value)
     return found
@@ -211,6 +211,10 @@ def bounded_columns(contract: DataContract, limits: bool = True) -> list[str]:
     """The columns that rules of rows and, if ``limits``, limits look at."""
     named = frozenset().union(*(rule.columns for rule in contract.row_rules))
     return [column.name for column in contract.columns if (limits and column.bounded) or column.name in named]
+
+
+def _shown(value: Callable[[str, int], Any], name: str, row: int) -> str:
+    return show(value(name, row))
 
 
 def _of_mask(what: str, expected: str, mask: Bools, got: Callable[[int], str]) -> list[Violation]:

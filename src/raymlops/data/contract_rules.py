@@ -256,8 +256,9 @@ def _names(tree: ast.Expression) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in ("true", "false", "null"):
             yield node.id
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "column":
-            yield node.args[0].value  # type: ignore[attr-defined]
+        match node:
+            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str() as name)]):
+                yield name
 
 
 # --- evaluating ----------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class _Evaluation:
                 return _scalar(_constant(node))
             case ast.Name(id=name):
                 return self._columns[name]
-            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=name)]):
+            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str() as name)]):
                 return self._columns[name]
             case ast.Call(func=ast.Name(id="abs"), args=[argument]):
                 return _numbers(np.abs(self._typed(argument, "number").values))
@@ -397,6 +398,8 @@ def _kind_of(value: Any) -> ValueKind | None:
         return "boolean"
     if isinstance(value, str):
         return "text"
-    if isinstance(value, (int, float, np.number)):
-        return "number" if abs(value) <= 1e308 else None  # also of NaN
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (int, float)):
+        return "number" if abs(value) <= 1e308 else None  # None for NaN too
     return None

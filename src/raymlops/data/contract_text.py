@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,14 @@ _TRAPS = re.compile(
     r"|[-+]?\.(?i:inf|nan)|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?|=|<<"
 )
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_WORDS: dict[str, bool | None] = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
 _WORDS |= dict.fromkeys(("null", "Null", "NULL", "~", ""))
 
 
@@ -206,7 +214,7 @@ def _rules(reader: _Reader, node: yaml.Node) -> list[Rule]:
             check = reader.text(said["check"], f"{path}.check")
         else:
             check, scope = reader.text(given, path), "rows"
-        made.append(reader.tried(given, lambda n=name, c=check, s=scope: Rule(name=n, check=c, scope=s)))
+        made.append(reader.tried(given, partial(Rule, name=name, check=check, scope=scope)))
     return made
 
 
