@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -206,14 +206,16 @@ def _rules(reader: _Reader, node: yaml.Node) -> list[Rule]:
     made = []
     for name, given in reader.pairs(node, "rules").items():
         path = f"rules.{name}"
+        scope: Literal["rows", "data"] = "rows"
         if isinstance(given, yaml.MappingNode):
             said = reader.mapping(given, path, _RULE)
             if "check" not in said:
                 raise reader.error(given, f"{path} has no check: give an expression")
-            scope = reader.word(said["scope"], f"{path}.scope", ("rows", "data")) if "scope" in said else "rows"
+            if "scope" in said:
+                scope = reader.word(said["scope"], f"{path}.scope", ("rows", "data"))
             check = reader.text(said["check"], f"{path}.check")
         else:
-            check, scope = reader.text(given, path), "rows"
+            check = reader.text(given, path)
         made.append(reader.tried(given, partial(Rule, name=name, check=check, scope=scope)))
     return made
 
