@@ -128,7 +128,8 @@ class Declared:
         left_out = {*hidden, *([time] if time else [])} - {label}
         columns, task, classes = learn_columns(frame, label, self.task, left_out, stated)
         contract = self._made(columns, label, task, classes if self.classes is None else self.classes)
-        return contract, check_data(contract, frame, time=time, now=now, served=served)
+        learned = [name for name in contract.names if not self.columns.get(name)]
+        return contract, check_data(contract, frame, time=time, now=now, served=served, learned=learned)
 
     def _made(self, columns: tuple[Column, ...], label: str, task: Task, classes: tuple[Class, ...]) -> DataContract:
         return DataContract(

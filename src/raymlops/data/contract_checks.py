@@ -140,7 +140,13 @@ def row_violations(
 
 
 def check_data(
-    contract: DataContract, frame: pd.DataFrame, *, time: str | None, now: float, served: bool = False
+    contract: DataContract,
+    frame: pd.DataFrame,
+    *,
+    time: str | None,
+    now: float,
+    served: bool = False,
+    learned: Collection[str] = (),
 ) -> tuple[str, ...]:
     """A data set against everything the contract says: columns, types, nulls, limits, label, rules, uniqueness, freshness.
 
@@ -149,6 +155,7 @@ def check_data(
     time : the column that holds the time of each row; without it, freshness cannot be judged
     now : seconds since 1970
     served : the rows are what an endpoint was asked: each stands for itself, without keys and without the source's time
+    learned : columns that need no look, because what is said of them was learned from this very frame
 
     Returns
     -------
@@ -165,23 +172,25 @@ def check_data(
             found.append(Violation(what=f"column {name!r}", expected="to be there", got=f"no such column.{hint}"))
     if contract.others == "refuse":
         found += other_columns(frame, {*contract.names, contract.label, time, *named_columns(contract)})
-    vectors = {str(name): Vector.of_series(frame[name]) for name in frame.columns if frame[name].ndim == 1}
+    there = frozenset(map(str, frame.columns))
+    looked_at = {column.name for column in contract.columns if column.bounded} | _named_in_rules(contract)
+    vectors = {name: Vector.of_series(frame[name]) for name in looked_at & there}
     for column in contract.columns:
-        if column.name in vectors:
-            found += _of_column(column, frame[column.name], vectors[column.name])
-    if contract.label in vectors:
+        if column.name in there and column.name not in learned:
+            found += _of_column(column, frame[column.name], vectors.get(column.name))
+    if contract.label in there:
         found += _of_label(contract, frame[contract.label])
-    skipped = [f"rule {rule.name!r}" for rule in contract.rules if served and not rule.columns <= vectors.keys()]
+    skipped = [f"rule {rule.name!r}" for rule in contract.rules if served and not rule.columns <= there]
     for rule in contract.rules:
-        if rule.columns <= vectors.keys():
+        if rule.columns <= there:
             found += _of_rule(rule, vectors, len(frame), lambda name, row: frame[name].iloc[row])
         elif not served:
-            found.append(_absent(f"rule {rule.name!r}", rule.columns - vectors.keys(), vectors))
+            found.append(_absent(f"rule {rule.name!r}", rule.columns - there, there))
     if served:
         skipped += [f"unique ({', '.join(key)})" for key in contract.unique]
         skipped += ["freshness"] * (contract.max_age_s is not None)
     else:
-        found += _of_keys(contract, frame, vectors)
+        found += _of_keys(contract, frame, there)
         if contract.max_age_s is not None:
             found += _of_freshness(contract.max_age_s, None if time is None else frame[time], now)
     if found:
@@ -191,7 +200,11 @@ def check_data(
 
 def named_columns(said: DataContract | Declared) -> frozenset[str]:
     """The columns that keys and rules name."""
-    return frozenset().union(*said.unique, *(rule.columns for rule in said.rules))
+    return frozenset().union(*said.unique, _named_in_rules(said))
+
+
+def _named_in_rules(said: DataContract | Declared) -> frozenset[str]:
+    return frozenset().union(*(rule.columns for rule in said.rules))
 
 
 def violation_error(found: Sequence[Violation]) -> ContractViolation:
@@ -242,7 +255,7 @@ def _limits(column: Column, vector: Vector) -> list[tuple[str, Bools]]:
     return made
 
 
-def _of_column(column: Column, series: pd.Series, vector: Vector) -> list[Violation]:
+def _of_column(column: Column, series: pd.Series, vector: Vector | None) -> list[Violation]:
     bad = series_codes(column, series, np.empty(len(series), dtype=np.float32))
     what = f"column {column.name!r}"
     missing = bad & series.isna().to_numpy()
@@ -252,7 +265,7 @@ def _of_column(column: Column, series: pd.Series, vector: Vector) -> list[Violat
         first = int(np.flatnonzero(typed)[0])
         expected = sentence_for(column, series.iloc[first], first).split(": expected ", 1)[1].rsplit(", got ", 1)[0]
         found += _of_mask(what, expected, typed, lambda row: show(series.iloc[row]))
-    for expected, mask in _limits(column, vector):
+    for expected, mask in () if vector is None else _limits(column, vector):
         found += _of_mask(what, expected, mask & ~bad, lambda row: show(series.iloc[row]))
     return found
 
@@ -280,12 +293,12 @@ def _of_rule(rule: Rule, vectors: Mapping[str, Vector], rows: int, value: Callab
     return _of_mask(f"rule {rule.name!r}", rule.check, mask, got)
 
 
-def _of_keys(contract: DataContract, frame: pd.DataFrame, there: Mapping[str, Vector]) -> list[Violation]:
+def _of_keys(contract: DataContract, frame: pd.DataFrame, there: frozenset[str]) -> list[Violation]:
     """Rows whose key another row has too; a key with a null in it is none, as in SQL."""
     found: list[Violation] = []
     for key in contract.unique:
         what = f"unique ({', '.join(key)})"
-        if absent := set(key) - there.keys():
+        if absent := set(key) - there:
             found.append(_absent(what, absent, there))
             continue
         keys = frame[list(key)]
