@@ -104,6 +104,7 @@ def test_what_is_not_the_same_twice_is_told() -> None:
 def test_times_come_as_text_in_requests() -> None:
     text = finds(lambda f: f.assign(hour=f.t.dt.hour).drop(columns="t"), TIMED)
     assert "row 0 as a request over HTTP holds it: The features function failed: AttributeError" in text
+    assert "t come as text in requests" in finds(lambda f: f, TIMED)
     text = finds(lambda f: f.assign(s=f.t.map(str)).drop(columns="t"), TIMED)
     assert "t come as text in requests: begin with pd.to_datetime" in text
 

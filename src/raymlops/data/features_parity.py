@@ -203,9 +203,6 @@ def _cause(
             "it uses the other rows (mean, rank, quantiles, category codes, counts): the server sees rows alone; use "
             "constants, not statistics of the frame"
         )
-    other = others[ways[0]]
-    if _timed(whole) or _timed(other):
-        return "times lose their zone: make them UTC and naive (dt.tz_convert('UTC').dt.tz_localize(None)) or numbers"
     if ways == (REQUEST,):
         times = [str(name) for name in frame.columns if pd.api.types.is_datetime64_any_dtype(frame[name])]
         if times:
@@ -213,6 +210,9 @@ def _cause(
         return (
             "values have other types in requests: whole numbers without a missing one are integers, all else is float"
         )
+    other = others[ways[0]]
+    if _timed(whole) or _timed(other):
+        return "times lose their zone: make them UTC and naive (dt.tz_convert('UTC').dt.tz_localize(None)) or numbers"
     if whole.map(lambda value: isinstance(value, (int, np.integer)) and abs(int(value)) >= MAX_WHOLE).any():
         return "whole numbers from 2**53 on do not survive as doubles, which Spark makes of new columns"
     if whole.isna().to_numpy().tolist() != other.isna().to_numpy().tolist():
