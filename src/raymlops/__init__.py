@@ -18,6 +18,7 @@ _PUBLIC = {
     "Canary": "raymlops.serving.policies",
     "CombinedSource": "raymlops.data.combined",
     "Costs": "raymlops.search.threshold",
+    "Catalog": "raymlops.data.catalog",
     "DataContract": "raymlops.data.schema",
     "Endpoint": "raymlops.loop.ray_endpoint",
     "FileSource": "raymlops.data.sources",
@@ -47,6 +48,7 @@ __all__ = [
     "Canary",
     "CombinedSource",
     "Costs",
+    "Catalog",
     "DataContract",
     "Endpoint",
     "FileSource",
@@ -70,6 +72,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from raymlops.data.assess import Assess
+    from raymlops.data.catalog import Catalog
     from raymlops.data.combined import CombinedSource
     from raymlops.data.schema import DataContract
     from raymlops.data.served import ServedSource

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,51 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 from raymlops import cli_assess
+from raymlops.cli_data import data, lineage, parity
 from raymlops.cli_model import app as model_commands
 from raymlops.cli_model import rows_of
+from raymlops.cli_target import load_target
 from raymlops.errors import ConfigError, RaymlopsError, nearest
 from raymlops.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands)
 out, err = Console(), Console(stderr=True)
+app.add_typer(data)
+app.command()(lineage)
+app.command()(parity)
 
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
-
-
-def load_target(target: str) -> Any:
-    """The pipeline behind ``FILE.py:NAME`` or ``package.module:NAME``.
-
-    Raises
-    ------
-    ConfigError : names what is missing and the nearest thing that is there
-    """
-    from raymlops.pipeline import Pipeline
-
-    place, colon, name = target.rpartition(":")
-    if not colon:
-        raise ConfigError(f"{target!r} names no pipeline: give FILE.py:NAME or package.module:NAME.")
-    if place.endswith(".py"):
-        path = Path(place).absolute()
-        if not path.is_file():
-            raise ConfigError(f"There is no file {place!r}.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"{place!r} cannot be imported.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        sys.path.insert(0, str(path.parent))
-        spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(place)
-    found = getattr(module, name, None)
-    if not isinstance(found, Pipeline):
-        pipelines = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
-        raise ConfigError(f"{place!r} defines no pipeline {name!r}.{nearest(name, pipelines)}")
-    return found
 
 
 @app.command()

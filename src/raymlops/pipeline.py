@@ -99,11 +99,13 @@ class Pipeline:
             self._read_contract()
 
     def _read_contract(self) -> None:
+        from raymlops.data.contract_text import read
+
         if not isinstance(self.contract, (str, Path, DataContract, Declared)):
             raise ConfigError(
                 f"contract={self.contract!r} is a {type(self.contract).__name__}: give a file's path or a DataContract."
             )
-        declared = Declared.read(self.contract)
+        declared = read(self.contract)
         if declared.label not in (None, self.source.label):
             raise ConfigError(
                 f"The contract is about the label {declared.label!r}, the source about {self.source.label!r}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from typing import Any
 
 import numpy as np
@@ -161,3 +163,17 @@ def test_rules_treat_frames_requests_and_single_rows_alike(check: str, rows: lis
     for number, row in enumerate(rows):
         alone = {name: Vector.of_values([row[name]], kind) for name, kind in KINDS.items()}
         assert rule.broken(alone, 1)[0] == broken[number]
+
+
+@given(LOGIC.filter(lambda check: "%" not in check), ROWS)
+@settings(max_examples=200, deadline=None)
+def test_null_is_what_it_is_in_sql(check: str, rows: list[dict[str, Any]]) -> None:
+    """SQLite as the other opinion; its remainder is of whole numbers only and is left out."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE r (a REAL, b REAL, f INTEGER, t TEXT)")
+    connection.executemany("INSERT INTO r VALUES (:a, :b, :f, :t)", rows)
+    sql = re.sub(r"(?<![\w.'])(\d+)(?![\w.])", r"\1.0", check).replace("[", "(").replace("]", ")")
+    false = [bool(row[0]) for row in connection.execute(f"SELECT coalesce(NOT ({sql}), 0) FROM r ORDER BY rowid")]
+    connection.close()
+    columns = {name: Vector.of_values([row[name] for row in rows], kind) for name, kind in KINDS.items()}
+    assert Rule(name="r", check=check).broken(columns, len(rows)).tolist() == false

@@ -21,6 +21,7 @@ import ray
 from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX
 
 from raymlops.data.ray_dp import SparkOnRay, to_arrow
+from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
@@ -111,10 +112,14 @@ class TestOneSession:
     Read = Callable[..., pd.DataFrame]
 
     @pytest.fixture(scope="class")
-    def read(self, spark_ready: Settings) -> Iterator[Read]:
+    def session(self, spark_ready: Settings) -> Iterator[tuple[SparkOnRay, Any]]:
         spark_on_ray = SparkOnRay(spark_ready)
         with spark_on_ray as spark:
-            yield lambda source, features=None: read_frame(spark_on_ray, spark, source, features, lambda _: None)
+            yield spark_on_ray, spark
+
+    @pytest.fixture(scope="class")
+    def read(self, session: tuple[SparkOnRay, Any]) -> Read:
+        return lambda source, features=None, **more: read_frame(*session, source, features, lambda _: None, **more)
 
     def test_a_spark_function(self, read: Read) -> None:
         frame = read(SparkSource(numbers, label="y", time="t"))
@@ -144,8 +149,42 @@ class TestOneSession:
 
         with pytest.raises(DataError, match="The features function failed: ValueError: too far"):
             read(SparkSource(lambda s: numbers(s).drop("t"), label="y"), late)
-        with pytest.raises(DataError, match="The features function is not row-wise"):
+        with pytest.raises(DataError, match="The features function does not give a row the same everywhere"):
             read(SparkSource(numbers, label="y", time="t"), lambda f: f.assign(m=f.id - f.id.mean()))
+
+    def test_the_plan_the_files_and_the_hidden_columns_come_along(self, read: Read, folder: Path) -> None:
+        told: list[tuple[str, list[str]]] = []
+        source = FileSource(f"{folder}/sales.csv", label="sold", time="when", drop=("flag", "city"))
+        frame = read(source, add_ratio, hidden=("city",), on_plan=lambda plan, files: told.append((plan, files)))
+        assert list(frame.columns) == ["price", "twice", "cheap", "sold", "when", "city"]
+        ((plan, files),) = told
+        assert "== Physical Plan ==" in plan
+        assert "MapInPandas" in plan
+        assert [name.removeprefix("file://") for name in files] == [f"{folder}/sales.csv"]
+
+    def test_parity_with_spark_among_the_ways(self, session: tuple[SparkOnRay, Any], folder: Path) -> None:
+        _, spark = session
+        frame = pd.DataFrame(
+            {"n": [1, 2, 3, 4], "x": [0.5, np.nan, 1.5, 2.0], "w": ["a", None, "b", "c"], "y": [0, 1, 0, 1]}
+        )
+        given = FrameSource(frame, label="y")
+
+        def fine(frame: pd.DataFrame) -> pd.DataFrame:
+            return frame.assign(s=frame.n + frame.x, big=frame.n > 2, up=frame.w.str.upper())
+
+        report = through_spark(spark, given, fine, 100)
+        assert report.text().endswith("all agree")
+        assert report.ways == ("whole", "again", "alone", "request", "spark")
+        report = through_spark(spark, given, lambda f: f.assign(big=f.n + 2**53), 100)
+        assert [(item.column, item.ways) for item in report.differences] == [("big", ("spark",))]
+        assert "whole numbers from 2**53 on" in report.differences[0].cause
+        zoned = SparkSource(lambda s: numbers(s).drop("d"), label="y")
+        aware = through_spark(spark, zoned, lambda f: f.assign(u=pd.to_datetime(f.t).dt.tz_localize("Europe/Oslo")), 5)
+        assert "times lose their zone" in "".join(item.cause for item in aware.differences if item.column == "u")
+        files = FileSource(f"{folder}/sales.csv", label="sold", time="when", drop=("flag",))
+        report = through_spark(spark, files, lambda f: f.assign(c=f.price - f.price.mean()), 100)
+        assert [item.column for item in report.differences] == ["c"]
+        assert "it uses the other rows" in report.differences[0].cause
 
     def test_remote_files_are_read_in_spark_tasks(self, read: Read, served: str) -> None:
         frame = read(FileSource(f"{served}/two.parquet", label="y", time="d"))

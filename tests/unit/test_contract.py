@@ -16,7 +16,7 @@ from raymlops.data.columns import encode_frame, encode_table, encode_text
 from raymlops.data.contract import Declared
 from raymlops.data.contract_diff import diff_contracts
 from raymlops.data.contract_rules import Rule
-from raymlops.data.contract_text import parse, to_yaml
+from raymlops.data.contract_text import parse, read, to_yaml
 from raymlops.data.schema import DataContract, learn_contract
 from raymlops.errors import ConfigError, ContractViolation
 
@@ -315,7 +315,7 @@ def test_a_pipeline_reads_its_contract_when_it_is_built(tmp_path: Path) -> None:
         Pipeline(name="churn", source=FrameSource(FRAME, label="member"), contract=path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8"):
-        Declared.read(path)
+        read(path)
 
 
 def test_a_diff_says_what_it_does_to_rows() -> None:

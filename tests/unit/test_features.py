@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from raymlops.data.features import apply_features, parity
+from raymlops.data.features import apply_features
 from raymlops.errors import DataError
 
 FRAME = pd.DataFrame({"a": [3.0, 1.0, 2.0], "b": [1.0, 2.0, 4.0], "y": [0, 1, 0], "t": [1, 2, 3]})
@@ -42,16 +42,3 @@ def test_label_and_time_are_kept_and_not_shown() -> None:
 def test_refused(function: object, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         apply_features(function, FRAME, ("y", "t"))
-
-
-def test_parity_passes_row_wise_functions() -> None:
-    parity(None, FRAME)
-    parity(lambda f: f.assign(r=f.a / f.b, big=f.a > 1, word=f.b.astype(str)), FRAME)
-    parity(lambda f: f.assign(none=None, nan=float("nan")), FRAME)
-
-
-def test_parity_names_the_column_and_both_values() -> None:
-    with pytest.raises(DataError, match=r"column 'centred' of row 0 is 1\.0.* among 3 rows but .*0\.0.* alone"):
-        parity(lambda f: f.assign(centred=f.a - f.a.mean()), FRAME)
-    with pytest.raises(DataError, match="other columns than among others: only"):
-        parity(lambda f: f.assign(only=1) if len(f) > 1 else f, FRAME)

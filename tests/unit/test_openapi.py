@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import ContractViolation
-from raymlops.serving.openapi import document
+from raymlops.serving.openapi import document, row_schema
 from raymlops.serving.spec import Serving
 from raymlops.testing.serving import small_contract
 
@@ -106,3 +106,18 @@ def test_examples_are_valid_requests() -> None:
 )
 def test_request_schemas(schema: str, body: Any, valid: bool) -> None:
     assert validator(schema).is_valid(body) is valid
+
+
+def test_limits_that_a_person_stated_are_in_the_schema_and_kept_by_the_examples() -> None:
+    plain = {"nullable": False, "minimum": 0.0, "maximum": 1.0}
+    columns = (
+        Column(name="age", kind="integer", low=18.0, high=99.0, **plain),
+        Column(name="rate", kind="number", high=-1.0, **plain),
+        Column(
+            name="city", kind="category", nullable=False, minimum=None, maximum=None, categories=("Oslo",), closed=True
+        ),
+    )
+    schema = row_schema(columns)["properties"]
+    assert (schema["age"]["minimum"], schema["age"]["maximum"], schema["age"]["examples"]) == (18.0, 99.0, [18])
+    assert (schema["rate"]["maximum"], schema["rate"]["examples"]) == (-1.0, [-1.0])
+    assert schema["city"] == {"enum": ["Oslo"], "examples": ["Oslo"]}

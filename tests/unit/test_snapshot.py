@@ -155,3 +155,11 @@ def test_rows_that_break_the_contract_are_not_written(lake: Lake, frame: pd.Data
     with pytest.raises(ContractViolation, match="column 'a': expected number, got nan"):
         write_snapshot(lake, "churn", broken, contract, "t", "test", assess(frame, contract), 5.0)
     assert list(lake.keys("snapshots")) == []
+
+
+def test_without_time_neither_order_nor_partitions_decide_the_split(tmp_path: Path, frame: pd.DataFrame) -> None:
+    lakes = [Lake(str(tmp_path / name)) for name in ("one", "two")]
+    shuffled = frame.sample(frac=1, random_state=7)
+    first, second = write(lakes[0], frame, time=None), write(lakes[1], shuffled, time=None)
+    assert (first.key, first.split, first.profile) == (second.key, second.split, second.profile)
+    pd.testing.assert_frame_equal(read_frame(lakes[0], first), read_frame(lakes[1], second))

@@ -14,6 +14,7 @@ from raymlops.data.catalog_tables import bring_up, columns, datasets, tags, uses
 from raymlops.data.snapshot import DatasetSnapshot, load_snapshot
 from raymlops.errors import ConfigError, DataError, nearest
 from raymlops.lake import Lake
+from raymlops.settings import Settings
 from raymlops.store import Store
 
 _TAG = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
@@ -97,6 +98,12 @@ class Catalog:
         self._store = store
         self._lake = lake
         bring_up(store)
+
+    @classmethod
+    def open(cls, settings: Settings | None = None) -> Catalog:
+        """The catalog of these settings, or of the environment's."""
+        settings = settings or Settings.read()
+        return cls(Store(settings.store), Lake(settings.lake))
 
     # --- recording ------------------------------------------------------------------------------------
 
@@ -212,10 +219,10 @@ class Catalog:
 
     # --- looking --------------------------------------------------------------------------------------
 
-    def names(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
         """All data sets, sorted."""
         with self._store.transaction() as connection:
-            return list(connection.execute(sa.select(datasets.c.name).order_by(datasets.c.name)).scalars())
+            return tuple(connection.execute(sa.select(datasets.c.name).order_by(datasets.c.name)).scalars())
 
     def dataset(self, name: str) -> Dataset:
         """What belongs to all versions. Raises :class:`DataError` for a name that is not there."""
@@ -233,7 +240,7 @@ class Catalog:
         tag: str | None = None,
         name: str | None = None,
         removed: bool = False,
-    ) -> list[DatasetVersion]:
+    ) -> tuple[DatasetVersion, ...]:
         """Versions by name and number.
 
         Parameters
@@ -268,13 +275,13 @@ class Catalog:
             )
             for row in rows
         ]
-        return [
+        return tuple(
             item
             for item in made
             if (column is None or column in item.columns)
             and (tag is None or tag in item.tags)
             and (search is None or search.lower() in f"{about[item.name]}\n{_words(item)}".lower())
-        ]
+        )
 
     def get(self, ref: str) -> DatasetVersion:
         """The version a reference names; one that was removed too, when it is named by number or fingerprint.
@@ -377,20 +384,24 @@ class Catalog:
             self._lake.remove(key)
         return self.get(version.ref)
 
-    def expire(self, name: str) -> list[DatasetVersion]:
+    def expire(self, name: str) -> tuple[DatasetVersion, ...]:
         """Remove the versions beyond what the data set keeps; the newest, tagged ones and needed ones stay."""
         about = self.dataset(name)
         there = self.list(name=name)
         oldest = None if about.keep_days is None else self._store.clock.now() - about.keep_days * _DAY_S
-        beyond = there[: -about.keep_versions] if about.keep_versions else []
-        beyond += [item for item in there if oldest is not None and item.created_at < oldest and item not in beyond]
+        newest = len(there) - (about.keep_versions or len(there))
+        beyond = [
+            item for at, item in enumerate(there) if at < newest or (oldest is not None and item.created_at < oldest)
+        ]
         gone = [item for item in beyond if item != there[-1] and not item.tags and not self.needed_by(item)]
-        return [self.remove(item.ref) for item in gone]
+        return tuple(self.remove(item.ref) for item in gone)
 
     # --- inside ---------------------------------------------------------------------------------------
 
     def _ensure(self, connection: sa.Connection, name: str) -> None:
-        known = connection.execute(sa.select(datasets.c.name).where(datasets.c.name == name)).one_or_none()
+        known = connection.execute(
+            sa.select(datasets.c.name).where(datasets.c.name == name).with_for_update()
+        ).one_or_none()
         if known is None:
             connection.execute(
                 sa.insert(datasets).values(name=name, owner="", description="", created_at=self._store.clock.now())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -56,30 +55,6 @@ class Declared:
             max_age_s=contract.max_age_s,
             others=contract.others,
         )
-
-    @classmethod
-    def read(cls, given: str | Path | DataContract | Declared) -> Declared:
-        """From a file of YAML, or a contract.
-
-        Raises
-        ------
-        ConfigError : no such file, or what :func:`raymlops.data.contract_text.parse` refuses
-        """
-        from raymlops.data.contract_text import parse
-
-        if isinstance(given, Declared):
-            return given
-        if isinstance(given, DataContract):
-            return cls.of(given)
-        try:
-            content = Path(given).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"The contract {str(given)!r} cannot be read: {error.strerror or error}.") from error
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"The contract {str(given)!r} is not UTF-8 (byte {error.start}).") from error
-        return parse(text, str(given))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -153,7 +128,8 @@ class Declared:
         left_out = {*hidden, *([time] if time else [])} - {label}
         columns, task, classes = learn_columns(frame, label, self.task, left_out, stated)
         contract = self._made(columns, label, task, classes if self.classes is None else self.classes)
-        return contract, check_data(contract, frame, time=time, now=now, served=served)
+        learned = [name for name in contract.names if not self.columns.get(name)]
+        return contract, check_data(contract, frame, time=time, now=now, served=served, learned=learned)
 
     def _made(self, columns: tuple[Column, ...], label: str, task: Task, classes: tuple[Class, ...]) -> DataContract:
         return DataContract(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,24 +53,57 @@ class Violation:
         return f" (row {self.row}{more})"
 
 
-def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Request rows that keep the types, against the limits and the rules of rows.
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounds:
+    """A contract's limits over the encoded matrix: tells at once that nothing can be wrong.
+
+    Attributes
+    ----------
+    low, high : ``(n_features,)``, one float32 step inside the limits, for a value that rounding has moved
+    closed : indices of the columns that take their categories only
+    """
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    closed: list[int]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column]) -> Bounds:
+        infinity = np.float32(np.inf)
+        with np.errstate(over="ignore"):
+            low = [-infinity if c.low is None else np.nextafter(np.float32(c.low), infinity) for c in columns]
+            high = [infinity if c.high is None else np.nextafter(np.float32(c.high), -infinity) for c in columns]
+        closed = [index for index, column in enumerate(columns) if column.closed]
+        return cls(np.array(low, dtype=np.float32), np.array(high, dtype=np.float32), closed)
+
+    def doubt(self, x: npt.NDArray[np.float32]) -> bool:
+        """Whether a value of ``(n_rows, n_features)`` may be outside: a closer look at what was sent will tell."""
+        near = bool((x < self.low).any() or (x > self.high).any())
+        return near or bool(self.closed and np.isnan(x[:, self.closed]).any())
+
+
+def check_rows(contract: DataContract, rows: Sequence[Mapping[str, Any]], limits: bool = True) -> None:
+    """Request rows that keep the types, against the limits, if ``limits``, and the rules of rows.
 
     Raises
     ------
     ContractViolation : as :func:`violation_error` words it
     """
-    kinds = {column.name: rule_kind(column) for column in contract.columns}
-    vectors = {name: Vector.of_values([row[name] for row in rows], kinds[name]) for name in bounded_columns(contract)}
-    found = row_violations(contract, vectors, len(rows), lambda name, row: rows[row][name])
+    names = set(bounded_columns(contract, limits))
+    vectors = {
+        column.name: Vector.of_values([row[column.name] for row in rows], rule_kind(column))
+        for column in contract.columns
+        if column.name in names
+    }
+    found = row_violations(contract, vectors, len(rows), lambda name, row: rows[row][name], limits)
     if found:
         raise violation_error(found)
 
 
-def check_frame(contract: DataContract, frame: pd.DataFrame) -> None:
+def check_frame(contract: DataContract, frame: pd.DataFrame, limits: bool = True) -> None:
     """As :func:`check_rows`, of a frame with the contract's columns."""
-    vectors = {name: Vector.of_series(frame[name]) for name in bounded_columns(contract)}
-    found = row_violations(contract, vectors, len(frame), lambda name, row: frame[name].iloc[row])
+    vectors = {name: Vector.of_series(frame[name]) for name in bounded_columns(contract, limits)}
+    found = row_violations(contract, vectors, len(frame), lambda name, row: frame[name].iloc[row], limits)
     if found:
         raise violation_error(found)
 
@@ -87,23 +121,32 @@ def broken_rows(contract: DataContract, vectors: Mapping[str, Vector], rows: int
 
 
 def row_violations(
-    contract: DataContract, vectors: Mapping[str, Vector], rows: int, value: Callable[[str, int], Any]
+    contract: DataContract,
+    vectors: Mapping[str, Vector],
+    rows: int,
+    value: Callable[[str, int], Any],
+    limits: bool = True,
 ) -> list[Violation]:
     """What breaks the limits and the rules of rows; ``value`` gives the example to show."""
     found: list[Violation] = []
-    for column in contract.columns:
+    for column in contract.columns if limits else ():
         if column.bounded:
+            got = partial(_shown, value, column.name)
             for expected, mask in _limits(column, vectors[column.name]):
-                found += _of_mask(
-                    f"column {column.name!r}", expected, mask, lambda row, c=column: show(value(c.name, row))
-                )
+                found += _of_mask(f"column {column.name!r}", expected, mask, got)
     for rule in contract.row_rules:
         found += _of_rule(rule, vectors, rows, value)
     return found
 
 
 def check_data(
-    contract: DataContract, frame: pd.DataFrame, *, time: str | None, now: float, served: bool = False
+    contract: DataContract,
+    frame: pd.DataFrame,
+    *,
+    time: str | None,
+    now: float,
+    served: bool = False,
+    learned: Collection[str] = (),
 ) -> tuple[str, ...]:
     """A data set against everything the contract says: columns, types, nulls, limits, label, rules, uniqueness, freshness.
 
@@ -112,6 +155,7 @@ def check_data(
     time : the column that holds the time of each row; without it, freshness cannot be judged
     now : seconds since 1970
     served : the rows are what an endpoint was asked: each stands for itself, without keys and without the source's time
+    learned : columns that need no look, because what is said of them was learned from this very frame
 
     Returns
     -------
@@ -128,23 +172,25 @@ def check_data(
             found.append(Violation(what=f"column {name!r}", expected="to be there", got=f"no such column.{hint}"))
     if contract.others == "refuse":
         found += other_columns(frame, {*contract.names, contract.label, time, *named_columns(contract)})
-    vectors = {str(name): Vector.of_series(frame[name]) for name in frame.columns if frame[name].ndim == 1}
+    there = frozenset(map(str, frame.columns))
+    looked_at = {column.name for column in contract.columns if column.bounded} | _named_in_rules(contract)
+    vectors = {name: Vector.of_series(frame[name]) for name in looked_at & there}
     for column in contract.columns:
-        if column.name in vectors:
-            found += _of_column(column, frame[column.name], vectors[column.name])
-    if contract.label in vectors:
+        if column.name in there and column.name not in learned:
+            found += _of_column(column, frame[column.name], vectors.get(column.name))
+    if contract.label in there:
         found += _of_label(contract, frame[contract.label])
-    skipped = [f"rule {rule.name!r}" for rule in contract.rules if served and not rule.columns <= vectors.keys()]
+    skipped = [f"rule {rule.name!r}" for rule in contract.rules if served and not rule.columns <= there]
     for rule in contract.rules:
-        if rule.columns <= vectors.keys():
+        if rule.columns <= there:
             found += _of_rule(rule, vectors, len(frame), lambda name, row: frame[name].iloc[row])
         elif not served:
-            found.append(_absent(f"rule {rule.name!r}", rule.columns - vectors.keys(), vectors))
+            found.append(_absent(f"rule {rule.name!r}", rule.columns - there, there))
     if served:
         skipped += [f"unique ({', '.join(key)})" for key in contract.unique]
         skipped += ["freshness"] * (contract.max_age_s is not None)
     else:
-        found += _of_keys(contract, frame, vectors)
+        found += _of_keys(contract, frame, there)
         if contract.max_age_s is not None:
             found += _of_freshness(contract.max_age_s, None if time is None else frame[time], now)
     if found:
@@ -154,7 +200,11 @@ def check_data(
 
 def named_columns(said: DataContract | Declared) -> frozenset[str]:
     """The columns that keys and rules name."""
-    return frozenset().union(*said.unique, *(rule.columns for rule in said.rules))
+    return frozenset().union(*said.unique, _named_in_rules(said))
+
+
+def _named_in_rules(said: DataContract | Declared) -> frozenset[str]:
+    return frozenset().union(*(rule.columns for rule in said.rules))
 
 
 def violation_error(found: Sequence[Violation]) -> ContractViolation:
@@ -170,10 +220,14 @@ def violation_error(found: Sequence[Violation]) -> ContractViolation:
 # --- one kind of violation each --------------------------------------------------------------------------
 
 
-def bounded_columns(contract: DataContract) -> list[str]:
-    """The columns that :func:`broken_rows` looks at."""
-    named = set().union(*(rule.columns for rule in contract.row_rules))
-    return [column.name for column in contract.columns if column.bounded or column.name in named]
+def bounded_columns(contract: DataContract, limits: bool = True) -> list[str]:
+    """The columns that rules of rows and, if ``limits``, limits look at."""
+    named = frozenset().union(*(rule.columns for rule in contract.row_rules))
+    return [column.name for column in contract.columns if (limits and column.bounded) or column.name in named]
+
+
+def _shown(value: Callable[[str, int], Any], name: str, row: int) -> str:
+    return show(value(name, row))
 
 
 def _of_mask(what: str, expected: str, mask: Bools, got: Callable[[int], str]) -> list[Violation]:
@@ -201,7 +255,7 @@ def _limits(column: Column, vector: Vector) -> list[tuple[str, Bools]]:
     return made
 
 
-def _of_column(column: Column, series: pd.Series, vector: Vector) -> list[Violation]:
+def _of_column(column: Column, series: pd.Series, vector: Vector | None) -> list[Violation]:
     bad = series_codes(column, series, np.empty(len(series), dtype=np.float32))
     what = f"column {column.name!r}"
     missing = bad & series.isna().to_numpy()
@@ -211,7 +265,7 @@ def _of_column(column: Column, series: pd.Series, vector: Vector) -> list[Violat
         first = int(np.flatnonzero(typed)[0])
         expected = sentence_for(column, series.iloc[first], first).split(": expected ", 1)[1].rsplit(", got ", 1)[0]
         found += _of_mask(what, expected, typed, lambda row: show(series.iloc[row]))
-    for expected, mask in _limits(column, vector):
+    for expected, mask in () if vector is None else _limits(column, vector):
         found += _of_mask(what, expected, mask & ~bad, lambda row: show(series.iloc[row]))
     return found
 
@@ -239,12 +293,12 @@ def _of_rule(rule: Rule, vectors: Mapping[str, Vector], rows: int, value: Callab
     return _of_mask(f"rule {rule.name!r}", rule.check, mask, got)
 
 
-def _of_keys(contract: DataContract, frame: pd.DataFrame, there: Mapping[str, Vector]) -> list[Violation]:
+def _of_keys(contract: DataContract, frame: pd.DataFrame, there: frozenset[str]) -> list[Violation]:
     """Rows whose key another row has too; a key with a null in it is none, as in SQL."""
     found: list[Violation] = []
     for key in contract.unique:
         what = f"unique ({', '.join(key)})"
-        if absent := set(key) - there.keys():
+        if absent := set(key) - there:
             found.append(_absent(what, absent, there))
             continue
         keys = frame[list(key)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from raymlops.data.contract_checks import age_text
 from raymlops.data.schema import Column, DataContract
 
+Sign = Literal["+", "-", "~"]
 Effect = Literal["stricter", "looser", "model", "none"]
 _SHOWN = 8
 
@@ -23,7 +24,7 @@ class Change:
         model takes is another; ``none``: no row is treated otherwise
     """
 
-    sign: Literal["+", "-", "~"]
+    sign: Sign
     what: str
     before: str
     after: str
@@ -57,7 +58,7 @@ def diff_contracts(old: DataContract, new: DataContract) -> tuple[Change, ...]:
     found += _named("unique", {", ".join(k): "" for k in old.unique}, {", ".join(k): "" for k in new.unique})
     ages = [None if age is None else age_text(age) for age in (old.max_age_s, new.max_age_s)]
     tighter = (new.max_age_s or float("inf")) < (old.max_age_s or float("inf"))
-    found += _value("max_age", *ages, "stricter" if tighter else "looser")
+    found += _value("max_age", ages[0], ages[1], "stricter" if tighter else "looser")
     rules = ({rule.name: _rule(rule) for rule in contract.rules} for contract in (old, new))
     found += _named("rule", *rules)
     return tuple(found)
@@ -74,7 +75,7 @@ def _columns(what: str, old: Column, new: Column) -> list[Change]:
     limits = ((old.low, old.high), (new.low, new.high))
     found += _value(f"{what} range", *limits, _narrower(*limits))
     words = ["refuse" if column.closed else "missing" for column in (old, new)]
-    found += _value(f"{what} unseen", *words, "stricter" if new.closed else "looser")
+    found += _value(f"{what} unseen", words[0], words[1], "stricter" if new.closed else "looser")
     return found + _set(f"{what} categories", old.categories, new.categories, "model")
 
 
@@ -94,11 +95,12 @@ def _value(what: str, old: Any, new: Any, effect: Effect) -> list[Change]:
 def _set(what: str, old: tuple[Any, ...], new: tuple[Any, ...], effect: Effect) -> list[Change]:
     gone, come = [v for v in old if v not in new], [v for v in new if v not in old]
     found = []
-    for sign, values in (("-", gone), ("+", come)):
+    signed: tuple[tuple[Sign, list[Any]], ...] = (("-", gone), ("+", come))
+    for sign, values in signed:
         if values:
             more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
             text = ", ".join(map(repr, values[:_SHOWN])) + more
-            found.append(Change(sign=sign, what=what, before=text, after=text, effect=effect))  # type: ignore[arg-type]
+            found.append(Change(sign=sign, what=what, before=text, after=text, effect=effect))
     if not found and old != new:
         found.append(Change(sign="~", what=what, before="the same", after="in another order", effect=effect))
     return found

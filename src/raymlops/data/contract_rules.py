@@ -100,7 +100,7 @@ class Rule:
     @property
     def columns(self) -> frozenset[str]:
         """The columns it names."""
-        return frozenset(_names(self._tree()))
+        return _columns_of(self.check)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "check": self.check, "scope": self.scope}
@@ -246,13 +246,19 @@ def _constant(node: ast.expr) -> Any:
     raise _Refused(node, "stands in a list, which may hold numbers, text, true and false only")
 
 
+@lru_cache(1024)
+def _columns_of(text: str) -> frozenset[str]:
+    return frozenset(_names(_parse(text)))
+
+
 def _names(tree: ast.Expression) -> Iterable[str]:
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in ("true", "false", "null"):
             yield node.id
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "column":
-            yield node.args[0].value  # type: ignore[attr-defined]
+        match node:
+            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str() as name)]):
+                yield name
 
 
 # --- evaluating ----------------------------------------------------------------------------------------
@@ -290,7 +296,7 @@ class _Evaluation:
                 return _scalar(_constant(node))
             case ast.Name(id=name):
                 return self._columns[name]
-            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=name)]):
+            case ast.Call(func=ast.Name(id="column"), args=[ast.Constant(value=str() as name)]):
                 return self._columns[name]
             case ast.Call(func=ast.Name(id="abs"), args=[argument]):
                 return _numbers(np.abs(self._typed(argument, "number").values))
@@ -392,6 +398,8 @@ def _kind_of(value: Any) -> ValueKind | None:
         return "boolean"
     if isinstance(value, str):
         return "text"
-    if isinstance(value, (int, float, np.number)):
-        return "number" if abs(value) <= 1e308 else None  # also of NaN
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (int, float)):
+        return "number" if abs(value) <= 1e308 else None  # None for NaN too
     return None

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
@@ -40,7 +42,14 @@ _TRAPS = re.compile(
     r"|[-+]?\.(?i:inf|nan)|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?|=|<<"
 )
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_WORDS: dict[str, bool | None] = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
 _WORDS |= dict.fromkeys(("null", "Null", "NULL", "~", ""))
 
 
@@ -109,6 +118,28 @@ def _value(value: Any) -> Any:
 # --- reading -------------------------------------------------------------------------------------------
 
 
+def read(given: str | Path | DataContract | Declared) -> Declared:
+    """What a file of YAML states, or a contract.
+
+    Raises
+    ------
+    ConfigError : no such file, or what :func:`parse` refuses
+    """
+    if isinstance(given, Declared):
+        return given
+    if isinstance(given, DataContract):
+        return Declared.of(given)
+    try:
+        content = Path(given).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"The contract {str(given)!r} cannot be read: {why}.") from error
+    try:
+        return parse(content.decode(), str(given))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The contract {str(given)!r} is not UTF-8 (byte {error.start}).") from error
+
+
 def parse(text: str, where: str = "the contract") -> Declared:
     """What a contract file states; each complaint names the line and what would be accepted.
 
@@ -175,15 +206,17 @@ def _rules(reader: _Reader, node: yaml.Node) -> list[Rule]:
     made = []
     for name, given in reader.pairs(node, "rules").items():
         path = f"rules.{name}"
+        scope: Literal["rows", "data"] = "rows"
         if isinstance(given, yaml.MappingNode):
             said = reader.mapping(given, path, _RULE)
             if "check" not in said:
                 raise reader.error(given, f"{path} has no check: give an expression")
-            scope = reader.word(said["scope"], f"{path}.scope", ("rows", "data")) if "scope" in said else "rows"
+            if "scope" in said:
+                scope = reader.word(said["scope"], f"{path}.scope", ("rows", "data"))
             check = reader.text(said["check"], f"{path}.check")
         else:
-            check, scope = reader.text(given, path), "rows"
-        made.append(reader.tried(given, lambda n=name, c=check, s=scope: Rule(name=n, check=c, scope=s)))
+            check = reader.text(given, path)
+        made.append(reader.tried(given, partial(Rule, name=name, check=check, scope=scope)))
     return made
 
 

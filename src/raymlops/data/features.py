@@ -1,17 +1,14 @@
-"""One pandas function makes the features: Spark runs it to train, the server to answer; parity says they agree."""
+"""One pandas function makes the features: Spark runs it to train, the server to answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from raymlops.errors import DataError
 
 FeatureFunction = Callable[[pd.DataFrame], pd.DataFrame]
-
-_PARITY_ROWS = 20
 
 
 def apply_features(
@@ -53,42 +50,3 @@ def apply_features(
             f"The features function returned {', '.join(map(repr, returned))}, which is the label or the time."
         )
     return pd.concat([made, frame[kept].reset_index(drop=True)], axis=1)
-
-
-def parity(function: FeatureFunction | None, frame: pd.DataFrame, rows: int = _PARITY_ROWS) -> None:
-    """Check, on at most ``rows`` rows spread over ``frame``, that one row alone gets the features it gets among others.
-
-    A function that centres by the frame's mean, ranks, or fills from neighbours learns one thing and serves another.
-
-    Raises
-    ------
-    DataError : the first column that differs, with both values
-    """
-    if function is None or not len(frame):
-        return
-    sample = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, rows).astype(int))].reset_index(drop=True)
-    whole = apply_features(function, sample)
-    for row in range(len(sample)):
-        alone = apply_features(function, sample.iloc[[row]])
-        if list(alone.columns) != list(whole.columns):
-            changed = sorted(set(map(str, alone.columns)) ^ set(map(str, whole.columns)))
-            raise DataError(
-                f"The features of one row alone have other columns than among others: {', '.join(changed)}."
-            )
-        for name in whole.columns:
-            together, single = whole[name].iloc[row], alone[name].iloc[0]
-            if not _same(together, single):
-                raise DataError(
-                    f"The features function is not row-wise: column {str(name)!r} of row {row} is {together!r} among "
-                    f"{len(sample)} rows but {single!r} alone. The server sees rows alone: use constants, "
-                    "not statistics of the frame."
-                )
-
-
-def _same(left: object, right: object) -> bool:
-    if pd.api.types.is_scalar(left) and pd.isna(left):
-        return bool(pd.api.types.is_scalar(right) and pd.isna(right))
-    numeric = (int, float, np.number)
-    if isinstance(left, numeric) and isinstance(right, numeric):
-        return bool(np.isclose(float(left), float(right), rtol=1e-9, atol=1e-12))
-    return bool(left == right)

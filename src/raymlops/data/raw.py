@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from raymlops.data.schema import Column, Kind, refuse, sentence_for, violates
@@ -62,3 +63,21 @@ def check_raw(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> N
             break
     if failures:
         raise refuse(failures)
+
+
+def frame_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as the frame the function was trained on: columns in its order, with its types, whatever one row holds.
+
+    A number that is null is NaN and not an object, so that a row alone computes as it does among others. Columns that no
+    row has are left out; rows must have passed :func:`check_raw`.
+    """
+    there = [column for column in columns if any(column.name in row for row in rows)]
+    return pd.DataFrame({column.name: _series(column, [row.get(column.name) for row in rows]) for column in there})
+
+
+def _series(column: Column, values: list[Any]) -> pd.Series:
+    if column.kind == "number" or (column.kind == "integer" and None in values):
+        return pd.Series(values, dtype=np.float64)
+    if column.kind == "integer" and all(type(value) is int for value in values):
+        return pd.Series(values, dtype=np.int64)
+    return pd.Series(values, dtype=bool if column.kind == "boolean" and None not in values else object)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import ray
 
 from raymlops.data.combined import CombinedSource, combine
-from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.features import FeatureFunction, apply_features
+from raymlops.data.features_parity import parity
 from raymlops.data.files import is_small, plain_types, read_files
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay, to_arrow
@@ -120,7 +121,7 @@ def _without_spark(source: Source, way: _Way) -> pd.DataFrame:
     way.say(f"reading {source.describe()}")
     keep = way.keep(source)
     made: list[pd.DataFrame] = []
-    for frame in _frames(source, way.settings):
+    for frame in frames_of(source, way.settings):
         if not len(frame) and made:
             continue
         if frame.empty and isinstance(source, ServedSource):
@@ -137,8 +138,8 @@ def _without_spark(source: Source, way: _Way) -> pd.DataFrame:
     return pd.concat(made, ignore_index=True) if len(made) > 1 else made[0]
 
 
-def _frames(source: Source, settings: Settings) -> Iterator[pd.DataFrame]:
-    """The source's rows, as one frame or in blocks."""
+def frames_of(source: Source, settings: Settings) -> Iterator[pd.DataFrame]:
+    """The rows of a source that wants no JVM, as one frame or in blocks, before features."""
     if isinstance(source, FrameSource):
         yield source.to_pandas()
     elif isinstance(source, FileSource):

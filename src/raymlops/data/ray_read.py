@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from raymlops.data.features import FeatureFunction, apply_features, parity
+from raymlops.data.features import FeatureFunction, apply_features
+from raymlops.data.features_parity import parity
 from raymlops.data.files import json_names, read_url, separator_of
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.sources import FileSource, Format, Source, SparkSource
@@ -159,14 +160,48 @@ def with_features(
     if features is None:
         return frame
     keep = (source.label, source.time, *hidden)
-    sample = plain(pa.Table.from_batches(frame.limit(_SAMPLE_ROWS)._collect_as_arrow(), _arrow_schema(frame)))
+    sample, made = spark_features(frame, keep, features, _SAMPLE_ROWS)
     if sample.empty:
         raise DataError(f"The source ({source.describe()}) has no rows.")
-    parity(features, sample.drop(columns=[name for name in keep if name]))
+    kept = [name for name in keep if name]
+    parity(features, sample.drop(columns=kept), made_in_spark=made.drop(columns=kept))
     if on_raw is not None:
         on_raw(learn_raw(sample, keep))
     schema = _types_of(frame, sample, apply_features(features, sample, keep))
+    return frame.mapInPandas(_by_batch(features, keep, schema), schema)
+
+
+def spark_features(
+    frame: DataFrame, keep: tuple[str | None, ...], features: FeatureFunction, rows: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """At most ``rows`` rows of a frame as pandas, and what Spark makes of the same rows in the same order.
+
+    Raises
+    ------
+    DataError : the function fails on them
+    """
+    frame = _plain_types(frame)
+    limited = frame.limit(rows).persist()  # collected twice: both must be the same rows
+    try:
+        sample = _collected(limited)
+        if sample.empty:
+            return sample, sample
+        schema = _types_of(frame, sample, apply_features(features, sample, keep))
+        return sample, _collected(limited.mapInPandas(_by_batch(features, keep, schema), schema))
+    finally:
+        limited.unpersist()
+
+
+def _collected(frame: DataFrame) -> pd.DataFrame:
+    return plain(pa.Table.from_batches(frame._collect_as_arrow(), _arrow_schema(frame)))
+
+
+def _by_batch(
+    features: FeatureFunction, keep: tuple[str | None, ...], schema: StructType
+) -> Callable[[Iterable[Any]], Iterator[pd.DataFrame]]:
+    """The function as Spark calls it, with the code of its module inside."""
     by_value = pickled_by_value(features)
+    names = list(schema.names)
 
     def run(batches: Iterable[Any]) -> Iterator[pd.DataFrame]:
         import cloudpickle
@@ -175,9 +210,9 @@ def with_features(
 
         function = cloudpickle.loads(by_value)
         for batch in batches:
-            yield apply_features(function, batch, keep)[list(schema.names)]
+            yield apply_features(function, batch, keep)[names]
 
-    return frame.mapInPandas(run, schema)
+    return run
 
 
 def pickled_by_value(function: Callable[..., Any]) -> bytes:

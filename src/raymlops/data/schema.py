@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raymlops.data.contract_checks import check_frame, check_rows
+from raymlops.data.contract_checks import Bounds, check_frame, check_rows
 from raymlops.data.contract_rules import Rule, check_types
 from raymlops.data.schema_column import (
     ENOUGH,
@@ -176,11 +176,17 @@ class DataContract:
     others: Others = "learn"
     _plan: _Plan = field(init=False, repr=False, compare=False)
     _free: DataContract | None = field(init=False, repr=False, compare=False)
+    _bounds: Bounds = field(init=False, repr=False, compare=False)
+    _row_rules: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_plan", _Plan.of(self.columns))
         check_types(self.rules, kinds_of(self))
-        bounded = any(column.bounded for column in self.columns) or bool(self.row_rules)
+        known = set(self.names)
+        rules = tuple(rule for rule in self.rules if rule.scope == "rows" and rule.columns <= known)
+        object.__setattr__(self, "_row_rules", rules)
+        object.__setattr__(self, "_bounds", Bounds.of(self.columns))
+        bounded = any(column.bounded for column in self.columns) or bool(rules)
         object.__setattr__(self, "_free", self._without_bounds() if bounded else None)
 
     @property
@@ -196,8 +202,7 @@ class DataContract:
     @property
     def row_rules(self) -> tuple[Rule, ...]:
         """The rules that one row settles by what a request holds."""
-        known = set(self.names)
-        return tuple(rule for rule in self.rules if rule.scope == "rows" and rule.columns <= known)
+        return self._row_rules
 
     @property
     def bounded(self) -> bool:
@@ -253,7 +258,9 @@ class DataContract:
         """
         if self._free is not None:
             out = self._free.encode(frame)
-            check_frame(self, frame)
+            doubt = self._bounds.doubt(out)
+            if doubt or self._row_rules:
+                check_frame(self, frame, limits=doubt)
             return out
         failures = [missing_column(name, frame.columns) for name in self.names if name not in frame.columns]
         out = np.full((len(frame), len(self.columns)), np.nan, dtype=np.float32)
@@ -281,7 +288,9 @@ class DataContract:
         """
         if self._free is not None:
             encoded = self._free.encode_sent(rows)
-            check_rows(self, rows)
+            doubt = self._bounds.doubt(encoded[0])
+            if doubt or self._row_rules:
+                check_rows(self, rows, limits=doubt)
             return encoded
         plan = self._plan
         if not rows or not plan.names:

@@ -20,11 +20,13 @@ import pandas as pd
 from raymlops.clock import SystemClock
 from raymlops.compare.slices import asked_masks
 from raymlops.data.assess import QUICK_MODELS, Assessment, assess, require
+from raymlops.data.catalog import Catalog
 from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.schema import Column, Task, infer_task
 from raymlops.data.served import ARRIVED, read_labelled
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.snapshot_origin import Origin
 from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
@@ -67,13 +69,24 @@ def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progr
             progress.stage("prepare", type(pipeline.source).__name__)
             raw: list[Column] = []
 
+            plan: list[tuple[str, list[str]]] = []
+
             def keep(columns: tuple[Column, ...]) -> None:
                 raw[:] = columns
 
+            def keep_plan(text: str, files: list[str]) -> None:
+                plan[:] = [(text, files)]
+
             frame = prepare_frame(
-                pipeline.source, pipeline.features, settings, progress.note, on_raw=keep, hidden=pipeline.hidden
+                pipeline.source,
+                pipeline.features,
+                settings,
+                progress.note,
+                on_raw=keep,
+                hidden=pipeline.hidden,
+                on_plan=keep_plan,
             )
-            turn = replace(turn, raw=tuple(raw) or None)
+            turn = replace(turn, raw=tuple(raw) or None, spark=plan[0] if plan else None)
             version = turn.train(frame, event_id, time_column=pipeline.source.time)
         except RaymlopsError as error:
             turn.events.append(
@@ -151,7 +164,8 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one turn works with; ``raw`` is what the features are made of, where that is known, ``sent`` a row of it."""
+    """What one turn works with; ``raw`` is what the features are made of, where that is known, ``sent`` a row of it;
+    ``spark`` its plan and files."""
 
     pipeline: Pipeline
     settings: Settings
@@ -162,6 +176,7 @@ class Turn:
     events: EventLog
     raw: tuple[Column, ...] | None = None
     sent: Mapping[str, Any] | None = None
+    spark: tuple[str, list[str]] | None = None
 
     @classmethod
     def open(cls, pipeline: Pipeline, settings: Settings, progress: Progress) -> Turn:
@@ -319,11 +334,23 @@ class Turn:
             holdout_rows=holdout_rows,
             seed=self.pipeline.search.seed,
             by=by,
+            origin=self._origin(served=time_column == ARRIVED),
         )
+        Catalog(self.store, self.lake).record(snapshot, event_id)
         if time_column != ARRIVED:
             self.store.put("snapshots", name, {"key": snapshot.key})
         self.events.append(name, "snapshot", {"event_id": event_id, "key": snapshot.key, "rows": snapshot.rows})
         return snapshot
+
+    def _origin(self, served: bool) -> Origin:
+        source, features = self.pipeline.source, self.pipeline.features
+        if served:
+            first = self.store.get("snapshots", self.pipeline.name)
+            parents = [first["key"]] if first else []
+            return Origin.of({"features": features}, parents=parents, served=self.pipeline.name)
+        plan, files = self.spark or ("", [])
+        functions = {"prepare": getattr(source, "prepare", None), "features": features}
+        return Origin.of(functions, files=getattr(source, "paths", None) or files, plan=plan)
 
     def _gate(
         self, folder: Path, arrays: Arrays, snapshot: DatasetSnapshot, result: SearchResult, event_id: str
@@ -469,6 +496,7 @@ class Turn:
         )
         self.registry.log_files(run_id, pages)
         self.store.put("versions", f"{version.name}/{version.version}", {"package_key": key, "digest": digest})
+        Catalog(self.store, self.lake).used(snapshot.key, version.name, version.version, event_id)
         self.events.append(
             version.name, "registered", {"event_id": event_id, "version": version.version, "digest": digest}
         )

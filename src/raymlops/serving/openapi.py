@@ -77,7 +77,7 @@ def document(
 
 def row_schema(columns: Sequence[Column]) -> dict[str, Any]:
     """JSON Schema 2020-12 of one row. It takes what the endpoint takes: values outside the range seen in training, and
-    categories unseen in it, are taken, so ranges and categories are told and not enforced.
+    categories unseen in it, are taken, so those are told and not enforced; limits that a person stated are.
     """
     return {
         "type": "object",
@@ -92,12 +92,14 @@ def _column(column: Column) -> dict[str, Any]:
         schema: dict[str, Any] = {"type": "string", "maxLength": MAX_STRING}
         if column.categories:
             known = {"enum": list(column.categories)}
-            schema = {"anyOf": [known, {**schema, "description": "Not seen in training: taken as missing."}]}
+            unseen = {**schema, "description": "Not seen in training: taken as missing."}
+            schema = known if column.closed else {"anyOf": [known, unseen]}
     elif column.kind == "boolean":
         schema = {"type": "boolean"}
     else:
         most = 2**63 - 1 if column.kind == "integer" else _FLOAT32_MAX
-        schema = {"type": column.kind, "minimum": -most, "maximum": most}
+        low, high = (limit if given is None else given for limit, given in ((-most, column.low), (most, column.high)))
+        schema = {"type": column.kind, "minimum": low, "maximum": high}
         if column.minimum is not None:
             schema["description"] = f"From {column.minimum:g} to {column.maximum:g} in training."
             schema["x-raymlops-seen"] = {"minimum": column.minimum, "maximum": column.maximum}
@@ -112,6 +114,8 @@ def _value(column: Column) -> Any:
     if column.kind == "boolean":
         return True
     middle = 0.0 if column.minimum is None or column.maximum is None else (column.minimum + column.maximum) / 2
+    middle = max(middle, middle if column.low is None else column.low)
+    middle = min(middle, middle if column.high is None else column.high)
     return int(middle) if column.kind == "integer" else middle
 
 

@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.features import FeatureFunction, apply_features
-from raymlops.data.raw import check_raw
+from raymlops.data.raw import check_raw, frame_of
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
@@ -25,6 +25,9 @@ from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
 from raymlops.search.decision import Decision
 from raymlops.sketch.histogram import Bins
 from raymlops.sketch.profile import Profile
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -155,15 +158,18 @@ class Predictor:
         table = rows.table if isinstance(rows, TableRows) else None
         if self.features is None:
             return self.contract.encode_sent(rows) if table is None else (encode_table_rows(self.contract, table), None)
-        import pandas as pd
-
         if self.raw is not None:
             check_raw(self.raw, rows)
         try:
-            made = apply_features(self.features, pd.DataFrame(list(rows)) if table is None else table.to_pandas())
+            made = apply_features(self.features, self._frame(rows) if table is None else table.to_pandas())
         except DataError as error:
             raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
         return self.contract.encode(made), None
+
+    def _frame(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(list(rows)) if self.raw is None else frame_of(self.raw, rows)
 
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
