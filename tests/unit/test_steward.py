@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.pipeline import Pipeline
 from raymlops.registry.package import download
 from raymlops.serving.analysis import VariantStats
+from raymlops.serving.gateway import Gateway
 from raymlops.serving.policies import Canary, Shadow
 from raymlops.serving.predictor import Predictor
+from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.sketch.observed import Observed
 from raymlops.sketch.profile import Profile
 from raymlops.store import LabelRow, PredictionRow, ShadowRow, Store
 from raymlops.testing.packages import register_small
+from raymlops.testing.serving import FakeChallengers, Nowhere
 from raymlops.testing.traffic import observations
 
 NAME = "stewarded"
@@ -273,3 +278,49 @@ def test_a_rollback_does_not_wait_for_a_window_that_is_being_judged(world: World
     turn.join(30)
     command.join(30)
     assert steward.status()["champion"] == 1
+
+
+def test_what_gateways_serve_becomes_a_report_with_the_requests_of_wild_rows(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+
+    class Packages:
+        def load(self, version: int) -> Predictor:
+            return world.predictor(version)
+
+    async def serve() -> None:
+        nowhere = Nowhere()
+        gateways = [
+            Gateway(
+                NAME,
+                packages=Packages(),
+                challengers=FakeChallengers({}),
+                store=nowhere,
+                files=nowhere,
+                sink=steward,
+                clock=world.clock,
+            )
+            for _ in range(2)
+        ]
+        table = steward.wait_routing(0, 0.0)
+        assert table is not None
+        rng = np.random.default_rng(3)
+        for gateway in gateways:
+            await gateway.apply(TrafficSplit.from_dict(table))
+        for number in range(24):
+            rows = [{"a": a, "b": b} for a, b in rng.normal(size=(50, 2)).tolist()]
+            if number == 13:
+                rows[7]["a"] = 1e6
+            body = json.dumps({"rows": rows, "request_id": f"r{number}"}).encode()
+            headers = [(b"content-type", b"application/json")]
+            answer = await gateways[number % 2].handle("POST", f"/{NAME}/predict", headers, body)
+            assert answer.status == 200
+        for gateway in gateways:
+            await gateway.close()
+
+    asyncio.run(serve())
+    steward.tick()
+    monitor = steward.status()["monitor"]
+    assert (monitor["rows"], monitor["ignored"], monitor["last"]["window"]) == (1200, 0, 1)
+    assert (monitor["last"]["rows"], monitor["last"]["sampled_rows"]) == (1000, 1000)
+    assert monitor["last"]["wild"][0]["request_id"] == "r13"

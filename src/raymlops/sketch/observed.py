@@ -128,8 +128,7 @@ class Observed:
         DataError : another number of columns than the bins have
         """
         rows = np.asarray(x, dtype=np.float32)
-        cells = bins.locate(rows)
-        sketch = Sketch.of_cells(bins, cells)
+        sketch, cells = Sketch.located(bins, rows)
         if not len(rows):
             return cls.empty(bins)
         times = np.broadcast_to(np.asarray(at, dtype=np.float64), len(rows))
