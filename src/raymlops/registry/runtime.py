@@ -52,20 +52,22 @@ class NativeRuntime:
 
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
-        # XGBoost was told its threads; OpenMP inside scikit-learn is held only while it predicts.
-        self._pools = None if isinstance(estimator, XGBoostEstimator) else ThreadpoolController()
+        # OpenMP inside scikit-learn is held only while it predicts; XGBoost was told its threads.
+        self._pools = ThreadpoolController()
 
     def predict(self, x: Floats) -> Floats:
-        if self._pools is None:
-            return self._estimator.predict(x)
         with self._pools.limit(limits=1):
             return self._estimator.predict(x)
 
 
-def load_native(folder: Path, form: str, task: Task, n_classes: int) -> NativeRuntime:
+def load_native(folder: Path, form: str, task: Task, n_classes: int) -> Runtime:
     """The native model of a verified package; ``form`` is ``"xgboost"`` (JSON) or ``"pickle"``."""
     if form == "xgboost":
-        return NativeRuntime(XGBoostEstimator.load(folder / "model.json", task, n_classes))
+        booster = XGBoostEstimator.load(folder / "model.json", task, n_classes).booster
+        if booster is not None:
+            from raymlops.registry.booster import BoosterRuntime
+
+            return BoosterRuntime(booster)
     return NativeRuntime(pickle.loads((folder / "model.pkl").read_bytes()))
 
 

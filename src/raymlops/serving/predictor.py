@@ -21,6 +21,7 @@ from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
 
 Floats = npt.NDArray[np.floating[Any]]
+_PLANNED = sorted({size * step // 8 for size in BATCH_SIZES for step in range(8, 32, 2)})  # four steps between two sizes
 
 
 class Predictor:
@@ -50,7 +51,9 @@ class Predictor:
         self.raw: tuple[Column, ...] | None = None
         self._runtimes = runtimes
         # Which runtime from which number of rows on; the last entry that is reached counts.
-        self._plan = [(rows, runtimes[manifest.runtime_for(rows)]) for rows in BATCH_SIZES]
+        steps = [(rows, manifest.runtime_for(rows)) for rows in _PLANNED]
+        changes = [step for before, step in zip([(0, None), *steps], steps, strict=False) if before[1] != step[1]]
+        self._plan = [(rows, runtimes[name]) for rows, name in changes]
         self._folder = folder
         self._reference: Reference | None = None
 
@@ -65,7 +68,7 @@ class Predictor:
         root = Path(folder)
         manifest = verify(root, digest)
         contract = DataContract.from_dict(json.loads((root / "contract.json").read_bytes()))
-        wanted = {manifest.runtime_for(rows) for rows in BATCH_SIZES}
+        wanted = {manifest.runtime_for(rows) for rows in _PLANNED}
         runtimes: dict[str, Runtime] = {}
         if "onnx" in wanted:
             runtimes["onnx"] = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
@@ -116,18 +119,21 @@ class Predictor:
             raise ContractViolation(f"{error.message} The rows do not fit this endpoint.") from error
         return self.contract.encode(made), None
 
+    def _runtime_for(self, count: int) -> Runtime:
+        runtime = self._plan[0][1]
+        for rows, faster in self._plan:
+            if rows > count:
+                break
+            runtime = faster
+        return runtime
+
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
         count = len(x)
         if count == 0:
             k = len(self.contract.classes)
             return np.empty((0, k) if self.contract.task == "multiclass" else 0)
-        runtime = self._plan[0][1]
-        for rows, faster in self._plan:
-            if rows > count:
-                break
-            runtime = faster
-        return runtime.predict(x)
+        return self._runtime_for(count).predict(x)
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:
         """The encoded rows, the prediction for them, and the rows as they were sent when no ``features`` work on them.
