@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from raymlops.data.rows import FlatRows
 from raymlops.errors import ContractViolation, DataError, OutOfRange, nearest
 
 Task = Literal["binary", "multiclass", "regression"]
@@ -94,6 +95,12 @@ class _Group:
         many = len(indices) > 1
 
         def values(rows: Sequence[Any]) -> list[Any]:
+            if isinstance(rows, FlatRows):
+                width = len(rows.names)
+                if len(indices) == width:
+                    return rows.values
+                parts = [rows.values[index::width] for index in indices]
+                return list(itertools.chain.from_iterable(zip(*parts, strict=True))) if many else parts[0]
             return list(itertools.chain.from_iterable(map(pick, rows)) if many else map(pick, rows))
 
         codes = {v: float(i) for i, v in enumerate(first.categories)} if first.kind == "category" else None
@@ -231,7 +238,10 @@ class DataContract:
         if not rows or not plan.names:
             return self._encode_slowly(rows), None
         try:
-            if set(map(len, rows)) != {len(plan.names)}:
+            if isinstance(rows, FlatRows):
+                if rows.names != plan.names:
+                    return self.encode_sent(list(rows))
+            elif set(map(len, rows)) != {len(plan.names)}:
                 return self._encode_slowly(rows), None
             whole = np.empty((len(rows), len(plan.names)), dtype=np.float64)
             for group in plan.groups:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from raymlops.clock import Clock
+from raymlops.data.rows import join_rows
 from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, RaymlopsError
 from raymlops.serving.batching import Answer, answer_rows
 from raymlops.serving.http import Response, error_response, rows_response, version_headers
@@ -102,7 +103,7 @@ class Lane:
             self._failed([call for call, _ in batch], error)
 
     def _answer(self, champion: Loaded, batch: Sequence[_Item]) -> None:
-        rows = batch[0][1].rows if len(batch) == 1 else [row for _, parsed in batch for row in parsed.rows]
+        rows = join_rows([parsed.rows for _, parsed in batch])
         try:
             answer = answer_rows(champion.model, rows)
         except DataError as error:
