@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,14 +18,16 @@ from raymlops.data.sources import FrameSource
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, call, save_pipeline
 from raymlops.pipeline import Pipeline
-from raymlops.serving.policies import BlueGreen, Canary
+from raymlops.serving.policies import ABTest, BlueGreen, Canary
 from raymlops.serving.ray_serve import Place, ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.settings import Settings
 from raymlops.store import Store
+from raymlops.testing.faulty import Fault, FaultyEstimator
 from raymlops.testing.packages import register_small
 
 NAME = "rolled"
+BROKEN: dict[Fault, int] = {"shape": 4, "slow": 5}
 FRAME = pd.DataFrame({"a": [0.1, -0.2], "b": [0.3, 0.4], "y": [1, 0]})
 
 
@@ -111,6 +114,9 @@ def world(ray_cluster: Settings) -> Iterator[World]:
     store = Store(ray_cluster.store)
     for version, flipped in ((1, False), (2, False), (3, True)):
         register_small(ray_cluster, NAME, version, rounds=20, flipped=flipped)
+    for fault, version in BROKEN.items():
+        altered = partial(FaultyEstimator, fault=fault, slow_s=0.06)
+        register_small(ray_cluster, NAME, version, rounds=20, altered=altered)
     save_pipeline(store, Lake(ray_cluster.lake), Pipeline(name=NAME, source=FrameSource(FRAME, label="y")))
     steward: Any = (
         ray.remote(TestedSteward)
@@ -157,6 +163,49 @@ def test_a_provisional_promotion_of_a_worse_version_is_revoked_by_labels(world: 
     last = [event for event in _history(world) if event.kind == "rolled_back"][-1]
     assert last.body["reason"].startswith("the promotion is revoked: loss +")
     assert world.loop()["confirming"] is None
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("shape", "of its "), ("slow", "half of its answers take more than ")])
+def test_a_canary_that_answers_badly_is_rolled_back_and_no_caller_sees_it(
+    world: World, fault: Fault, reason: str
+) -> None:
+    world.policy(Canary(weights=(0.5, 1.0), hold_s=60, min_requests=40))
+    with Traffic(world.place.direct_url) as traffic:
+        call(world.steward, "candidate", BROKEN[fault], f"broken-{fault}")
+        world.until(lambda: world.loop()["phase"][0] == "Monitoring")
+        seen = len(traffic.versions)
+        world.until(lambda: traffic.versions[seen + 40 :] != [])
+    assert set(traffic.versions[seen + 20 :]) == {1}
+    last = [event for event in _history(world) if event.kind == "rolled_back"][-1]
+    assert last.body["version"] == BROKEN[fault]
+    assert reason in last.body["reason"]
+
+
+def test_an_ab_test_is_sticky_by_key_over_all_gateways_and_its_share_is_the_weight(world: World) -> None:
+    world.policy(ABTest(share=0.3))
+    # A connection of its own for each request: the kernel spreads connections over the gateways.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(timeout=30, trust_env=False, limits=limits) as http:
+
+        def everywhere() -> bool:
+            number = world.loop()["split"]["number"]
+            found = [http.get(f"{world.place.direct_url}/status").json() for _ in range(24)]
+            return len({item["gateway"] for item in found}) == 2 and {item["routing"] for item in found} == {number}
+
+        def ask(**key: str) -> int:
+            body = {"rows": [{"a": 0.1, "b": 0.2}], **key}
+            return int(http.post(f"{world.place.direct_url}/predict", json=body).json()["version"])
+
+        call(world.steward, "candidate", 2, "ab")
+        world.until(everywhere)
+        sides = {key: ask(key=key) for key in (f"user-{i}" for i in range(300))}
+        assert {key: ask(key=key) for key in sides} == sides
+        for answers in (list(sides.values()), [ask() for _ in range(300)]):
+            assert set(answers) == {1, 2}
+            assert abs(answers.count(2) / 300 - 0.3) < 4 * (0.3 * 0.7 / 300) ** 0.5
+        call(world.steward, "command", "abort", "seen enough")
+        world.until(everywhere)
+        assert {ask(key=key) for key in sides} == {1}
 
 
 def _history(world: World) -> Any:

@@ -13,6 +13,7 @@ from raymlops.serving.analysis import (
     StatsRecorder,
     VariantStats,
     loss_radius,
+    median_ms,
 )
 from raymlops.serving.sequences import asymptotic_radius, paired_radius, rate_interval
 
@@ -203,3 +204,48 @@ def test_asymptotic_means_are_covered_at_every_look_from_the_hundredth() -> None
                     missed += 1
                     break
     assert missed <= 22  # 5 % of 300 and two standard deviations
+
+
+def test_a_challenger_many_times_slower_fails_by_its_own_clock() -> None:
+    def isolated(work_ms: float, seen_ms: float) -> VariantStats:
+        recorder = StatsRecorder()
+        for _ in range(100):
+            recorder.request(seen_ms, work_ms=work_ms)
+        return recorder.stats()
+
+    champion = stats(900, latency_ms=6.0)
+    assert compare(champion, isolated(60.0, 70.0)) == "FAIL"
+    verdict = Comparison(champion=champion, challenger=isolated(60.0, 70.0)).verdict(100)
+    assert verdict.reason == "half of its answers take more than 56.2 ms, the champion's at most 7.5 ms"
+    assert compare(champion, isolated(6.0, 200.0)) == "PASS"  # the way to an isolated version is not its doing
+    loose = Comparison(champion=champion, challenger=isolated(60.0, 70.0)).verdict(100, max_slowdown=20.0)
+    assert loose.outcome == "PASS"
+
+
+def test_what_is_quick_enough_is_never_too_slow() -> None:
+    assert compare(stats(900, latency_ms=0.2), stats(100, latency_ms=8.0)) == "PASS"
+    assert compare(stats(900, latency_ms=0.2), stats(100, latency_ms=20.0)) == "FAIL"
+
+
+def test_the_median_is_bounded_from_both_sides() -> None:
+    few, many = (stats(n, latency_ms=10.0) for n in (4, 400))
+    assert median_ms(few.latency, 0.01) == (0.0, math.inf)
+    low, high = median_ms(many.latency, 0.01)
+    assert low < 10.0 <= high == LATENCY_EDGES_MS[LATENCY_EDGES_MS.index(low) + 1]
+    assert median_ms(VariantStats().latency, 0.01) == (0.0, math.inf)
+
+
+def test_the_median_is_hardly_ever_missed_however_often_one_looks() -> None:
+    rng, missed = random.Random(0), 0
+    for _ in range(200):
+        seen = VariantStats()
+        for _ in range(40):
+            recorder = StatsRecorder()
+            for _ in range(10):
+                recorder.request(rng.lognormvariate(math.log(7.0), 1.0))
+            seen += recorder.stats()
+            low, high = median_ms(seen.latency, 0.1)
+            if not low <= 7.0 <= high:
+                missed += 1
+                break
+    assert missed <= 20  # of 200 at 10 %, one-sided on each side of a discrete median: rarer than that

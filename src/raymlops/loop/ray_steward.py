@@ -269,10 +269,11 @@ class Steward:
                 return
 
     def _publish(self, split: TrafficSplit) -> None:
-        self._ledger.route(split)
+        # The state that holds this table is durable already; gateways need not wait for the copy that new ones begin with.
         with self._routed:
             self._published = split
             self._routed.notify_all()
+        self._ledger.route(split)
 
 
 class RayJobs:

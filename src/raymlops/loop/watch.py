@@ -226,6 +226,9 @@ class Watch:
             "stats": {str(version): stats.to_dict() for version, stats in self._stats.items()},
             "insight": self.insight.to_dict(),
         }
-        self._store.put("watch", self._endpoint, body, lease=self._lease)
-        self._store.put("monitor", self._endpoint, self.summary(), lease=self._lease)
+        # One transaction: the lock that a person's command waits for is held meanwhile.
+        summary, lease = self.summary(), self._lease
+        with self._store.transaction() if lease is None else self._store.fenced(lease) as connection:
+            self._store.put_in(connection, "watch", self._endpoint, body)
+            self._store.put_in(connection, "monitor", self._endpoint, summary)
         self._dirty = False

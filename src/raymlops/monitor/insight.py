@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymlops.registry.package import Reference
 
 _KEPT_VERSIONS = 64
+_NEWEST_ROWS = 100
 
 
 class Insight:
@@ -91,6 +92,7 @@ class Insight:
             categories=self._known_by_name,
             mix=self._mix(report),
             stats=self._stats,
+            newest=self._newest(),
         )
         if report.kind == "window":
             self._stats = VariantStats()
@@ -107,6 +109,14 @@ class Insight:
             "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
         }
+
+    def _newest(self) -> dict[str, tuple[int, int]]:
+        """Missing values among the newest rows, by column."""
+        if self._reference is None:
+            return {}
+        x = self._x[-_NEWEST_ROWS:]
+        missing = (~np.isfinite(x)).sum(axis=0).tolist()
+        return {name: (int(count), len(x)) for name, count in zip(self._reference.columns, missing, strict=True)}
 
     def _mix(self, report: DriftReport) -> Mix | None:
         if self._reference is None or len(self._x) < 100 or len(report.columns) < 2:

@@ -81,6 +81,7 @@ def triage(
     parts: LossParts | None = None,
     mix: Mix | None = None,
     stats: VariantStats | None = None,
+    newest: Mapping[str, tuple[int, int]] | None = None,
 ) -> Diagnosis:
     """Diagnose a report.
 
@@ -95,12 +96,16 @@ def triage(
     parts : the rise of the loss, split; without labels ``None``
     mix : whether one category column's shares explain the other columns' changes
     stats : what the version answered lately
+    newest : missing values and rows among the newest rows, by column. They speak where the report has no evidence on rows:
+        labels may tell of harm before the window is full whose rows would tell that the data are broken
     """
     guilty = rank(report, importance or {})
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
     gone = _gone(report, missing_before or {}, categories)
+    if not report.evidence:
+        gone = _gone_lately(newest or {}, missing_before or {}, categories)
     if gone:
         return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(
@@ -154,16 +159,32 @@ def _gone(report: DriftReport, before: Mapping[str, float], categories: Collecti
     return found
 
 
+def _gone_lately(
+    newest: Mapping[str, tuple[int, int]], before: Mapping[str, float], categories: Collection[str]
+) -> list[str]:
+    """As :func:`_gone`, of counts and by Wilson's lower bound."""
+    found = []
+    for column, (missing, rows) in newest.items():
+        then = before.get(column, 0.0)
+        rise = _at_least(missing, rows) - then
+        if column not in categories and rise >= (MISSING_SHARE if then < _SELDOM else _HALF * (1.0 - then)):
+            found.append(f"{column} ({missing} of the newest {rows} rows)")
+    return found
+
+
+def _at_least(count: int, n: int) -> float:
+    """Wilson's lower bound of a rate at :data:`_Z` standard errors; 0 of none."""
+    if n == 0:
+        return 0.0
+    rate, centre = count / n, count / n + _Z**2 / (2 * n)
+    return (centre - _Z * float(np.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n)))) / (1 + _Z**2 / n)
+
+
 def _fault(stats: VariantStats | None) -> str:
-    """Why the answers themselves are at fault: Wilson's lower bound of the error rate is above :data:`FAULT_RATE`."""
-    if stats is None or stats.requests == 0:
+    """Why the answers themselves are at fault: their error rate is surely above :data:`FAULT_RATE`."""
+    if stats is None or _at_least(stats.errors, stats.requests) <= FAULT_RATE:
         return ""
-    n, rate = stats.requests, stats.errors / stats.requests
-    centre = rate + _Z**2 / (2 * n)
-    low = (centre - _Z * float(np.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n)))) / (1 + _Z**2 / n)
-    if low <= FAULT_RATE:
-        return ""
-    return f"{stats.errors} of {n} requests had no usable answer ({stats.nonfinite} not finite)"
+    return f"{stats.errors} of {stats.requests} requests had no usable answer ({stats.nonfinite} not finite)"
 
 
 def _of_loss(split: Diagnosis, parts: LossParts, mix: Mix | None) -> Diagnosis:

@@ -13,16 +13,19 @@ from raymlops.serving.sequences import asymptotic_radius, mean_radius, paired_ra
 # Upper edges of the latency histogram: eight a decade from 0.1 ms to 100 s, then one open bucket.
 LATENCY_EDGES_MS: tuple[float, ...] = tuple(round(0.1 * 10 ** (i / 8), 6) for i in range(49))
 _BUCKETS = len(LATENCY_EDGES_MS) + 1
+_COUNTS = ("latency", "work")
 
 ALPHA = 0.05  # chance of ever calling a harmless challenger harmful, over all tests of one rollout
 SLOW_MS = 1000.0  # an edge of the histogram
+SLOWDOWN = 3.0  # how many times the champion's median time a challenger may take for an answer
+QUICK_MS = 10.0  # a median below it is never too slow
 RATE_MARGIN = 0.10  # a PASS has shown that the challenger's error rate is not higher than the champion's by more
 RATE_TOLERANCE = 0.01  # and has not been seen to be higher by more than this
 LOSS_TOLERANCE = 0.02
 SCORE_ROWS = 100  # rows of each variant before their scores are compared
 SCORE_SHIFT = 3.0  # scores that differ by more, in their own standard deviations, are not of the same thing
 SCORE_SCALE = 100.0  # nor are scores that spread so many times more or less
-_TESTS = 10  # one-sided intervals looked at: errors 2, slow 2, losses 2, paired losses 1, scores 2, paired scores 1
+_TESTS = 12  # one-sided intervals: errors 2, slow 2, medians 2, losses 2, paired losses 1, scores 2, paired scores 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class VariantStats:
     errors : of those, the ones it did not answer (with a usable answer); bad input does not count
     nonfinite : of the errors, those with a NaN or infinite prediction
     latency : counts in the buckets of :data:`LATENCY_EDGES_MS` and one open bucket
+    work : the same of the time the version's own process took, where that is another one and says so
     score_* : over rows: number, sum and sum of squares of the finite scores
     loss_* : over labelled rows: the same of losses in [0, 1]
     pair_* : over rows that another version answered as well (shadow): the same of its score minus the other's
@@ -45,6 +49,7 @@ class VariantStats:
     errors: int = 0
     nonfinite: int = 0
     latency: tuple[int, ...] = (0,) * _BUCKETS
+    work: tuple[int, ...] = (0,) * _BUCKETS
     score_n: int = 0
     score_sum: float = 0.0
     score_sumsq: float = 0.0
@@ -59,8 +64,10 @@ class VariantStats:
     gap_sumsq: float = 0.0
 
     def __add__(self, other: VariantStats) -> VariantStats:
-        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "latency"}
-        return VariantStats(**added, latency=tuple(a + b for a, b in zip(self.latency, other.latency, strict=True)))
+        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name not in _COUNTS}
+        for name in _COUNTS:
+            added[name] = tuple(a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True))
+        return VariantStats(**added)
 
     def with_losses(self, losses: Sequence[float]) -> VariantStats:
         """These figures and more labelled rows; losses are clipped to [0, 1]."""
@@ -94,33 +101,44 @@ class VariantStats:
         return sum(self.latency[bisect.bisect_left(LATENCY_EDGES_MS, SLOW_MS) + 1 :])
 
     @property
+    def model_time(self) -> tuple[int, ...]:
+        """How long the model took, in the buckets of ``latency``: without the way to an isolated version and back."""
+        return self.work if any(self.work) else self.latency
+
+    @property
     def mean_loss(self) -> float:
         """``nan`` without labels."""
         return self.loss_sum / self.loss_n if self.loss_n else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"latency": list(self.latency)}
+        counts = {name: list(getattr(self, name)) for name in _COUNTS}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | counts
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> VariantStats:
-        return cls(**{**body, "latency": tuple(body["latency"])})
+        return cls(**{**body, **{name: tuple(body[name]) for name in _COUNTS if name in body}})
 
 
 class StatsRecorder:
     """A :class:`VariantStats` that is written to on the hot path."""
 
-    __slots__ = ("_latency", "errors", "nonfinite", "requests")
+    __slots__ = ("_latency", "_work", "errors", "nonfinite", "requests")
 
     def __init__(self) -> None:
         self.requests = self.errors = self.nonfinite = 0
         self._latency = [0] * _BUCKETS
+        self._work = [0] * _BUCKETS
 
-    def request(self, latency_ms: float, *, error: bool = False, nonfinite: bool = False) -> None:
-        """One request and how long its version took, in milliseconds."""
+    def request(
+        self, latency_ms: float, *, error: bool = False, nonfinite: bool = False, work_ms: float | None = None
+    ) -> None:
+        """One request and how long its version took, in milliseconds: as seen from here, and by its own clock."""
         self.requests += 1
         self.errors += error
         self.nonfinite += nonfinite
         self._latency[bisect.bisect_left(LATENCY_EDGES_MS, latency_ms)] += 1
+        if work_ms is not None:
+            self._work[bisect.bisect_left(LATENCY_EDGES_MS, work_ms)] += 1
 
     def answered(self, requests: int, latency_ms: float) -> None:
         """Requests that were answered together, each after ``latency_ms``."""
@@ -129,7 +147,11 @@ class StatsRecorder:
 
     def stats(self) -> VariantStats:
         return VariantStats(
-            requests=self.requests, errors=self.errors, nonfinite=self.nonfinite, latency=tuple(self._latency)
+            requests=self.requests,
+            errors=self.errors,
+            nonfinite=self.nonfinite,
+            latency=tuple(self._latency),
+            work=tuple(self._work),
         )
 
 
@@ -149,10 +171,11 @@ class Comparison:
     champion: VariantStats
     challenger: VariantStats
 
-    def verdict(self, min_requests: int, alpha: float = ALPHA) -> Verdict:
+    def verdict(self, min_requests: int, alpha: float = ALPHA, max_slowdown: float = SLOWDOWN) -> Verdict:
         """Is the challenger worse? May be asked as often as one likes.
 
-        Compared are error rate, share of answers slower than :data:`SLOW_MS`, mean loss where labels have arrived (pair
+        Compared are error rate, share of answers slower than :data:`SLOW_MS`, the model's median time for an answer (more
+        than ``max_slowdown`` times the champion's, and than :data:`QUICK_MS`, is worse), mean loss where labels have arrived (pair
         by pair where both answered the same rows), and whether the scores are of the same kind at all. ``alpha`` bounds
         the chance that one of these tests ever fails a challenger that is no worse; the one of the scores is asymptotic.
         Before ``min_requests`` there is no verdict, but for a challenger that is plainly broken: at least five errors
@@ -170,6 +193,7 @@ class Comparison:
         tests = [
             self._rates("error rate", old.errors, new.errors, part, evidence, RATE_TOLERANCE),
             self._rates(f"share slower than {SLOW_MS:.0f} ms", old.slow, new.slow, part, evidence, 0.05),
+            self._medians(max_slowdown, part, evidence),
             self._losses(part, evidence),
             self._scores(part, evidence),
         ]
@@ -230,6 +254,15 @@ class Comparison:
             return ""
         return f"{name}: at least {low:.1%}, the champion's at most {high_old:.1%}"
 
+    def _medians(self, limit: float, alpha: float, evidence: dict[str, Any]) -> str:
+        """The reason when the challenger's model takes too many times as long, beyond chance, else nothing."""
+        low, high = median_ms(self.challenger.model_time, alpha)
+        low_old, high_old = median_ms(self.champion.model_time, alpha)
+        evidence["median ms"] = {"challenger": [low, high], "champion": [low_old, high_old]}
+        if low <= max(QUICK_MS, limit * high_old):
+            return ""
+        return f"half of its answers take more than {low:.3g} ms, the champion's at most {high_old:.3g} ms"
+
     def _losses(self, alpha: float, evidence: dict[str, Any]) -> str:
         old, new = self.champion, self.challenger
         if new.gap_n:  # identical rows tell more than two samples, and do not mind if the world changes in between
@@ -289,6 +322,26 @@ class Comparison:
             return Verdict(outcome="INCONCLUSIVE", reason=reason, evidence=evidence)
         reason = f"{new.errors} errors in {new.requests} requests, no worse than the champion"
         return Verdict(outcome="PASS", reason=reason, evidence=evidence)
+
+
+def median_ms(counts: Sequence[int], alpha: float) -> tuple[float, float]:
+    """A confidence sequence for the median of what is counted in the latency histogram's buckets, at one look.
+
+    The share of values up to an edge is a rate; the median lies above each edge whose rate is surely below a half. That
+    needs no correction for the number of edges, because shares only grow from edge to edge (Howard and Ramdas 2022,
+    "Sequential estimation of quantiles", §2). Without values it is (0, infinity).
+    """
+    total, below, low = sum(counts), 0, 0.0
+    share = rate_interval(0, total, alpha)
+    for count, edge in zip(counts, LATENCY_EDGES_MS, strict=False):
+        if count:
+            below += count
+            share = rate_interval(below, total, alpha)
+        if share[0] > 0.5:
+            return low, edge
+        if share[1] < 0.5:
+            low = edge
+    return low, math.inf
 
 
 def loss_radius(stats: VariantStats, alpha: float) -> float:

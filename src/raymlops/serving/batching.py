@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from raymlops.data.rows import join_rows
 from raymlops.data.schema import Column, DataContract, Sent
-from raymlops.errors import DataError
+from raymlops.errors import DataError, ModelFault
 from raymlops.serving.protocol import Row
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Answer:
     finite : rows whose whole prediction is finite, bool, (n,)
     predictions, probabilities : JSON-able, n each; no probabilities for regression
     sent : the rows as they were sent, where a matrix holds them; it stays in the process that made it
+    work_ms : how long another process took for the batch, in milliseconds; ``None`` for an answer of this one
     """
 
     x: npt.NDArray[np.float32]
@@ -56,6 +57,7 @@ class Answer:
     predictions: list[Any]
     probabilities: list[Any] | None
     sent: Sent | None = None
+    work_ms: float | None = None
 
     def part(self, start: int, stop: int) -> Answer:
         """Rows ``start`` to ``stop``, as views."""
@@ -67,6 +69,7 @@ class Answer:
             self.predictions[here],
             None if self.probabilities is None else self.probabilities[here],
             None if self.sent is None else Sent(self.sent.columns, self.sent.values[here]),
+            self.work_ms,
         )
 
 
@@ -76,8 +79,13 @@ def answer_rows(model: Model, rows: Sequence[Row]) -> Answer:
     Raises
     ------
     DataError : rows that break the contract (:class:`ContractViolation`), or that the features function cannot take
+    ModelFault : the prediction is not of the shape that the task asks for
     """
     x, prediction, sent = model.predict_rows(rows)
+    contract = model.contract
+    expected = (len(rows), len(contract.classes)) if contract.task == "multiclass" else (len(rows),)
+    if np.shape(prediction) != expected:
+        raise ModelFault(f"The model gave a prediction of shape {np.shape(prediction)} where {expected} was asked for.")
     finite = np.isfinite(prediction)
     if finite.ndim == 2:
         finite = finite.all(axis=1)

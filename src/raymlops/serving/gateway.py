@@ -128,6 +128,7 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await self._flusher
             self._flusher = None
+        await self._variants.settle()
         await self._recorder.flush()
 
     @property

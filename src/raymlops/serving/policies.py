@@ -33,6 +33,8 @@ class Rules:
     hold_s : least time at each stage, in seconds or as ``"30s"``
     min_requests : least requests to the challenger, over the whole rollout, before any verdict but "it is broken". A
         proof that its error rate is not more than 10 points higher takes about 55 clean requests
+    max_slowdown : times the champion's median time for an answer that the challenger's may take, without the way to
+        it, before it is rolled back as too slow; a median below 10 ms never is
     max_wait_s : longest time at one stage (of a test or bandit: in all); without a verdict by then it is rolled back
     approval : ``"manual"`` holds each step, the promotion included, until a person approves it
     keep_warm_s : how long the champion of before stays loaded after a promotion, so that going back is a pointer swap
@@ -47,6 +49,7 @@ class Rules:
 
     hold_s: float | str = 30.0
     min_requests: int = 100
+    max_slowdown: float = 3.0
     max_wait_s: float | str = 3600.0
     approval: Approval = "auto"
     keep_warm_s: float | str = 600.0
@@ -58,6 +61,11 @@ class Rules:
             object.__setattr__(self, name, seconds(getattr(self, name), name))
         _whole("min_requests", self.min_requests, 1)
         _whole("confirm_labels", self.confirm_labels, 0)
+        slowdown = self.max_slowdown
+        if not isinstance(slowdown, (int, float)) or isinstance(slowdown, bool) or not slowdown >= 1.0:
+            raise ConfigError(
+                f"max_slowdown={slowdown!r} cannot be: give a number from 1, or float('inf') for no limit."
+            )
         if float(self.max_wait_s) < float(self.hold_s):
             raise ConfigError(
                 f"max_wait_s={self.max_wait_s} is shorter than hold_s={self.hold_s}: no rollout would succeed."

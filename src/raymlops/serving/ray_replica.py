@@ -10,6 +10,7 @@ import gc
 import logging
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ class VersionReplica:
     async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
         try:
-            return as_dict(answer_rows(self._model, rows))
+            began = time.perf_counter()
+            answer = as_dict(answer_rows(self._model, rows))
+            return answer | {"work_ms": (time.perf_counter() - began) * 1000.0}
         except RaymlopsError as error:
             return error
 

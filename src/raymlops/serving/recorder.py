@@ -134,9 +134,17 @@ class Recorder:
         if self._rows >= FLUSH_ROWS:
             self._full.set()
 
-    def request(self, version: int, latency_ms: float, *, error: bool = False, nonfinite: bool = False) -> None:
+    def request(
+        self,
+        version: int,
+        latency_ms: float,
+        *,
+        error: bool = False,
+        nonfinite: bool = False,
+        work_ms: float | None = None,
+    ) -> None:
         """Count a request in its version's figures."""
-        self._stats[version].request(latency_ms, error=error, nonfinite=nonfinite)
+        self._stats[version].request(latency_ms, error=error, nonfinite=nonfinite, work_ms=work_ms)
 
     def shadowed(self, request_id: str, version: int, copy: Answer, served: Answer) -> None:
         """What another version said of an answered request, beside the answer; both finite."""

@@ -104,7 +104,7 @@ Decision: TypeAlias = Hold | Advance | Promote | Rollback
 
 def decide(policy: Policy, rollout: Rollout, comparison: Comparison, now: float) -> Decision:
     """What to do with a rollout at ``now`` (wall time in seconds), given what both versions did since it began."""
-    verdict = comparison.verdict(policy.min_requests)
+    verdict = comparison.verdict(policy.min_requests, max_slowdown=policy.max_slowdown)
     if verdict.outcome == "FAIL":
         return Rollback(reason=verdict.reason)
     match policy:

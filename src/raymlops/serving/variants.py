@@ -8,15 +8,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, UnknownVersion
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
+from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import PredictRequest, Row
 from raymlops.serving.recorder import Recorder
 from raymlops.serving.traffic import TrafficSplit, draw
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INLINE_ROWS = 256  # larger batches are predicted in a thread, so that small ones need not wait for them
 CHALLENGER_TIMEOUT_S = 3.0
@@ -44,6 +47,35 @@ class Loaded:
     batcher: TickBatcher
 
 
+@dataclass(slots=True)
+class Isolated:
+    """A version elsewhere."""
+
+    version: int
+    batcher: TickBatcher
+    patience: Patience
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of asking a challenger.
+
+    Attributes
+    ----------
+    answer : if it can be used
+    nonfinite : it held a NaN or an infinity
+    refused : the challenger did not take the rows
+    """
+
+    answer: Answer | None = None
+    nonfinite: bool = False
+    refused: bool = False
+
+    @property
+    def work_ms(self) -> float | None:
+        return None if self.answer is None else self.answer.work_ms
+
+
 class Variants:
     """Holds the traffic table and obeys it. Everything runs on one event loop.
 
@@ -68,8 +100,8 @@ class Variants:
         self._champion: Loaded | None = None
         self._loaded: dict[int, Loaded] = {}
         self._loading: dict[int, asyncio.Task[Loaded]] = {}
-        self._isolated: dict[int, TickBatcher] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._isolated: dict[int, Isolated] = {}
+        self._background: set[asyncio.Task[Any]] = set()
 
     @property
     def split(self) -> TrafficSplit | None:
@@ -111,7 +143,7 @@ class Variants:
         asked = self._isolated.get(split.challenger) if split.challenger is not None else None
         self._isolated = {}
         if split.challenger is not None:
-            self._isolated[split.challenger] = asked or TickBatcher(self._asker(split.challenger))
+            self._isolated[split.challenger] = asked or self._isolate(split.challenger)
         for version in split.warm:
             if version not in self._loaded:
                 self._warm_up(version)
@@ -156,6 +188,9 @@ class Variants:
             return asyncio.get_running_loop().run_in_executor(None, answer_rows, model, rows)
 
         return compute
+
+    def _isolate(self, version: int) -> Isolated:
+        return Isolated(version, TickBatcher(self._asker(version)), Patience(self._timeout_s))
 
     def _asker(self, version: int) -> Callable[[Sequence[Row]], Awaitable[Answer]]:
         def ask(rows: Sequence[Row]) -> Awaitable[Answer]:
@@ -217,8 +252,8 @@ class Variants:
         # A former champion that is kept warm is asked in this process: its isolated deployment is gone.
         here = self._loaded.get(version)
         batcher = here.batcher if here is not None else None
-        if version not in self._split.warm:
-            batcher = self._isolated.get(version)
+        if version not in self._split.warm and version in self._isolated:
+            batcher = self._isolated[version].batcher
         if batcher is not None:
             self._in_background(self._shadow_now(version, batcher, rows, request_id, served))
 
@@ -245,55 +280,88 @@ class Variants:
         return champion.version, "champion", answer
 
     async def _ask_challenger(self, version: int, rows: Sequence[Row]) -> tuple[int, str, Answer]:
-        """The challenger's answer, or the champion's when that one is no good."""
-        batcher = self._isolated.get(version)
-        if batcher is None:  # the table changed while this request was on its way
+        """The challenger's answer; the champion's when that one is no good, or is late by what is usual for it.
+
+        A late challenger is waited for in the background, up to its time limit: its figures are those of what it did, and
+        only the caller does not wait for it.
+        """
+        isolated = self._isolated.get(version)
+        if isolated is None:  # the table changed while this request was on its way
             return await self._ask_champion(rows)
         started = time.perf_counter()
-        answer, nonfinite, refused = await self._try_challenger(version, batcher, rows)
-        took_ms = (time.perf_counter() - started) * 1000.0
-        if answer is not None:
-            self._recorder.request(version, took_ms)
-            return version, "challenger", answer
+        trial = self._in_background(self._try_challenger(version, isolated.batcher, rows))
+        done, _ = await asyncio.wait({trial}, timeout=isolated.patience.limit_s(len(rows)))
+        took_s = time.perf_counter() - started
+        tried = trial.result() if done else None
+        if tried is None:
+            isolated.patience.silent()
+        elif tried.answer is not None:
+            isolated.patience.answered(took_s)
+            self._count_tried(version, tried, took_s)
+            return version, "challenger", tried.answer
+        bad_rows = False
         try:
-            result = await self._ask_champion(rows)
+            return await self._ask_champion(rows)
         except ContractViolation:
-            # Both refuse: the rows are bad, not the challenger.
-            if not refused:
-                self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
+            bad_rows = True
             raise
-        self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
-        return result
+        finally:
+            if tried is None:
+                self._in_background(self._settle_later(isolated, trial, started, bad_rows))
+            else:
+                self._count_tried(version, tried, took_s, bad_rows)
 
-    async def _try_challenger(
-        self, version: int, batcher: TickBatcher, rows: Sequence[Row]
-    ) -> tuple[Answer | None, bool, bool]:
-        """The answer if it can be used; whether it was not finite; whether the rows were refused."""
+    async def settle(self) -> None:
+        """Let challengers that are still asked answer, within their time limit, so that their figures are whole."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=self._timeout_s)
+
+    async def _settle_later(
+        self, isolated: Isolated, trial: asyncio.Task[Tried], started: float, bad_rows: bool
+    ) -> None:
+        tried = await trial
+        took_s = time.perf_counter() - started
+        if tried.work_ms is not None:
+            # It waited for a replica, or the replica was slow: only its own clock tells, and only slowness is usual.
+            isolated.patience.answered(tried.work_ms / 1000.0)
+        elif tried.answer is not None:
+            isolated.patience.answered(took_s)
+        self._count_tried(isolated.version, tried, took_s, bad_rows)
+
+    def _count_tried(self, version: int, tried: Tried, took_s: float, bad_rows: bool = False) -> None:
+        if bad_rows and tried.refused:  # both refuse: the rows are bad, not the challenger
+            return
+        self._recorder.request(
+            version, took_s * 1000.0, error=tried.answer is None, nonfinite=tried.nonfinite, work_ms=tried.work_ms
+        )
+
+    async def _try_challenger(self, version: int, batcher: TickBatcher, rows: Sequence[Row]) -> Tried:
         try:
             answer = await batcher.submit(rows)
         except DataError:
-            return None, False, True
+            return Tried(refused=True)
         except Exception as error:
             log.warning("%s: challenger %d failed: %s: %s", self.endpoint, version, type(error).__name__, error)
-            return None, False, False
+            return Tried()
         if len(answer.predictions) != len(rows):
-            return None, False, False
-        return (answer, False, False) if answer.finite.all() else (None, True, False)
+            return Tried()
+        return Tried(answer) if answer.finite.all() else Tried(nonfinite=True)
 
     async def _shadow_now(
         self, version: int, batcher: TickBatcher, rows: Sequence[Row], request_id: str, served: Answer
     ) -> None:
         started = time.perf_counter()
-        answer, nonfinite, refused = await self._try_challenger(version, batcher, rows)
-        if answer is not None or not refused:
-            self._count(version, started, error=answer is None, nonfinite=nonfinite)
-        if answer is not None:
-            self._recorder.shadowed(request_id, version, answer, served)
+        tried = await self._try_challenger(version, batcher, rows)
+        if not tried.refused:
+            self._count_tried(version, tried, time.perf_counter() - started)
+        if tried.answer is not None:
+            self._recorder.shadowed(request_id, version, tried.answer, served)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     def _count(self, version: int, started: float, *, error: bool = False, nonfinite: bool = False) -> None:
         self._recorder.request(version, (time.perf_counter() - started) * 1000.0, error=error, nonfinite=nonfinite)

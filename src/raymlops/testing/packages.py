@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import pandas as pd
 from raymlops.data.schema import learn_contract
 from raymlops.lake import Lake
 from raymlops.registry.package import Reference, build_package, upload
-from raymlops.search.estimators import XGBoostEstimator
+from raymlops.search.estimators import Estimator, XGBoostEstimator
 from raymlops.store import Store
 
 if TYPE_CHECKING:
@@ -35,16 +36,21 @@ def install_version(
     rounds: int,
     features: FeatureFunction | None = None,
     flipped: bool = False,
+    altered: Callable[[Estimator], Estimator] | None = None,
 ) -> tuple[str, str]:
     """A version of ``endpoint`` in the lake and the store; its key and digest.
 
-    ``rounds`` of boosting give each version probabilities of its own; a ``flipped`` one has learnt the opposite. The store is told what a pipeline's run would tell it;
-    no table routes to the version yet.
+    ``rounds`` of boosting give each version probabilities of its own; a ``flipped`` one has learnt the opposite; ``altered``
+    makes another estimator of the one that has learnt. The store is told what a pipeline's run would tell it; no table
+    routes to the version yet.
     """
     learnt = table(2000)
     contract = learn_contract(learnt, "y")
     x, y = contract.encode(learnt), contract.encode_label(learnt.y)
-    estimator = XGBoostEstimator({"max_depth": 3}, "binary", 2, rounds, 0).fit(x, 1 - y if flipped else y)
+    learner = XGBoostEstimator({"max_depth": 3}, "binary", 2, rounds, 0)
+    estimator: Estimator = learner.fit(x, 1 - y if flipped else y)
+    if altered is not None:
+        estimator = altered(estimator)
     scores = np.asarray(estimator.predict(x), dtype=float)
     reference = Reference(columns=contract.names, x=x, scores=scores, losses=(scores - y) ** 2, ordered=False)
     key = f"packages/{endpoint}/{version}"
@@ -64,8 +70,11 @@ def register_small(
     rounds: int = 3,
     features: FeatureFunction | None = None,
     flipped: bool = False,
+    altered: Callable[[Estimator], Estimator] | None = None,
 ) -> None:
     """As :func:`install_version`, with a store of its own."""
     store = Store(settings.store)
-    install_version(settings, store, endpoint, version, rounds=rounds, features=features, flipped=flipped)
+    install_version(
+        settings, store, endpoint, version, rounds=rounds, features=features, flipped=flipped, altered=altered
+    )
     store.close()

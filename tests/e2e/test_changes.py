@@ -1,0 +1,149 @@
+"""Over HTTP on a real cluster: broken data raise an alarm and start nothing; a changed world is learnt, gated, canaried, promoted.
+
+Both endpoints live on the session's cluster, are trained without a JVM, and are asked as callers ask: rows by ``/predict``, what
+became of them by ``/feedback`` a little later. Retrainings are the Ray jobs that they are in use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from raymlops import Canary, Endpoint, FrameSource, Gate, Monitor, Pipeline, RetrainPolicy, Search, Serving, candidates
+from raymlops.settings import Settings
+from raymlops.store import Store
+
+WINDOW = 400
+
+
+def orders(rows: int, seed: int, changed: bool = False) -> pd.DataFrame:
+    """Orders that are sent back or not; a few have no age. In the changed world prices are higher, and high ones keep people
+    from sending back."""
+    rng = np.random.default_rng(seed)
+    price, age, speed = (
+        rng.gamma(3.0, 30.0 if changed else 20.0, rows),
+        rng.normal(40, 12, rows),
+        rng.normal(0.0, 1.0, rows),
+    )
+    slope = -0.06 if changed else 0.06
+    logit = slope * (price - 60) - 0.05 * (age - 40)
+    frame = pd.DataFrame({"price": price, "age": age, "speed": speed})
+    frame.loc[rng.random(rows) < 0.004, "age"] = np.nan
+    return frame.assign(returned=(rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(int))
+
+
+def pipeline(name: str) -> Pipeline:
+    return Pipeline(
+        name=name,
+        source=FrameSource(orders(3000, 1), label="returned"),
+        search=Search(candidates=[candidates.xgboost()], trials=2, max_concurrent=1),
+        gate=Gate(max_gap=None),
+        rollout=Canary(weights=(0.5, 1.0), hold_s=1, min_requests=60),
+        serving=Serving(),
+        monitor=Monitor(window_rows=WINDOW, second_opinion="off"),
+        retrain=RetrainPolicy(cooldown=1.0, min_labels=300),
+    )
+
+
+@contextmanager
+def served(name: str, settings: Settings) -> Iterator[Endpoint]:
+    import ray
+
+    from raymlops.loop import ray_steward
+    from raymlops.serving.ray_serve import ServeEngine
+
+    endpoint = pipeline(name).run(settings=settings)
+    try:
+        yield endpoint
+    finally:
+        ServeEngine(settings).delete_endpoint(name)
+        ray.kill(ray_steward.find(name))
+
+
+class Callers:
+    """Ask, and send labels a few requests later."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.store = endpoint, Store(endpoint.settings.store)
+        self._late: list[tuple[str, list[int]]] = []
+        self.versions: list[int] = []
+
+    def ask(self, frame: pd.DataFrame, lag: int = 3, pause_s: float = 0.05) -> None:
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            for start in range(0, len(frame), 20):
+                part = frame.iloc[start : start + 20]
+                rows = part.drop(columns="returned").astype(object).where(part.notna(), None).to_dict("records")
+                answer = http.post(f"{self.endpoint.direct_url}/predict", json={"rows": rows})
+                assert answer.status_code == 200, answer.text
+                self.versions.append(answer.json()["version"])
+                self._late.append((answer.json()["request_id"], part.returned.tolist()))
+                if len(self._late) > lag:
+                    request_id, labels = self._late.pop(0)
+                    sent = [{"request_id": request_id, "row": i, "label": label} for i, label in enumerate(labels)]
+                    stored = http.post(f"{self.endpoint.direct_url}/feedback", json={"labels": sent})
+                    assert stored.status_code == 200, stored.text
+                time.sleep(pause_s)
+
+    def reports(self) -> list[dict[str, Any]]:
+        return [event.body for event in self.endpoint.history() if event.kind == "drift"]
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.endpoint.history()]
+
+
+def test_a_column_that_goes_null_is_an_alarm_and_starts_no_retraining(ray_cluster: Settings) -> None:
+    with served("nulls", ray_cluster) as endpoint:
+        callers = Callers(endpoint)
+        callers.ask(orders(WINDOW, 2))
+        assert callers.reports() == []
+        callers.ask(orders(3 * WINDOW, 3).assign(age=None))
+        _until(lambda: len(callers.reports()) > 1)
+        for report in callers.reports():
+            assert report["diagnosis"]["kind"] == "broken_data"
+            assert report["diagnosis"]["veto"]
+        window = next(report for report in callers.reports() if report["kind"] == "window")
+        assert window["severity"] >= 2
+        assert window["diagnosis"]["guilty"][0]["column"] == "age"
+        assert "age" in window["diagnosis"]["note"]
+        time.sleep(2.0)  # several turns of the steward
+        assert not {"retrain_started", "rollout_started", "needs_person"} & set(callers.kinds())
+        assert set(callers.versions) == {1}
+
+
+def test_a_changed_world_is_learnt_gated_canaried_and_promoted(ray_cluster: Settings) -> None:
+    with served("changed", ray_cluster) as endpoint:
+        callers = Callers(endpoint)
+        callers.ask(orders(WINDOW, 4))
+        assert callers.reports() == []
+        seed, ends = 5, {"promoted", "candidate_refused", "retrain_failed", "needs_person"}
+        deadline = time.monotonic() + 240
+        while not ends & set(callers.kinds()) and time.monotonic() < deadline:
+            callers.ask(orders(100, seed, changed=True), pause_s=0.1)
+            seed += 1
+        kinds = callers.kinds()
+        order = ["drift", "retrain_started", "gated", "registered", "rollout_started", "promoted"]
+        places = [len(kinds) - 1 - kinds[::-1].index(kind) if kind != "drift" else kinds.index(kind) for kind in order]
+        assert places == sorted(places), kinds
+        gated = [event for event in endpoint.history() if event.kind == "gated"][-1]
+        assert gated.body["passed"]
+        started = next(event for event in endpoint.history() if event.kind == "retrain_started")
+        assert started.body["reason"].startswith("harm: ")
+        blamed = [report["diagnosis"]["guilty"] for report in callers.reports() if report["kind"] == "window"]
+        assert blamed
+        assert {guilty[0]["column"] for guilty in blamed if guilty} == {"price"}
+        assert {1, 2} <= set(callers.versions)
+        callers.ask(orders(60, 99, changed=True))
+        assert set(callers.versions[-2:]) == {2}
+
+
+def _until(done: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
