@@ -24,6 +24,7 @@ from raymlops.serving.gateway import Gateway
 from raymlops.serving.listener import make_server
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.traffic import TrafficSplit
+from raymlops.sketch.observed import Observed
 from raymlops.store import Store
 
 
@@ -36,8 +37,8 @@ def watch(package: str, batches: Connection) -> None:
             batch = batches.recv()
         except EOFError:
             return
-        if len(batch["scores"]):
-            watcher.observe(batch["x"], batch["scores"], batch["served_at"])
+        for seen in batch["observed"].values():
+            watcher.take(Observed.from_message(seen))
         watcher.step(time.time())
 
 

@@ -16,13 +16,15 @@ import pytest
 
 from raymlops.data.parts import plan_input
 from raymlops.data.schema import learn_contract
-from raymlops.errors import ConfigError, ContractViolation, ModelFault
+from raymlops.errors import ConfigError, ContractViolation, DataError, ModelFault
 from raymlops.lake import Lake
 from raymlops.registry.package import Reference, build_package
 from raymlops.search import candidates
 from raymlops.serving.bulk import Scorer, answer_columns, choose_runtime
-from raymlops.serving.bulk_run import Bulk, finished_parts, open_run, read_samples, totals
+from raymlops.serving.bulk_run import Bulk, finished_parts, open_run, read_seen, totals
 from raymlops.serving.predictor import Predictor
+from raymlops.sketch.histogram import Sketch
+from raymlops.sketch.profile import with_score
 
 Make = Callable[..., Bulk]
 
@@ -144,7 +146,7 @@ def test_a_part_of_nothing_but_refusals(make: Make, package: Any) -> None:
     bulk = make(frame(100).assign(a=np.nan), on_bad="keep")
     assert len(score(bulk, package())) == 0
     assert totals(finished_parts(Lake(bulk.output)).values()) == (100, 0, 100)
-    assert len(read_samples(Lake(bulk.output), [0])[0]) == 0
+    assert read_seen(Lake(bulk.output), [0]).rows == 0
 
 
 def test_cells_that_do_not_read_are_refused_before_the_features_see_them(make: Make, package: Any) -> None:
@@ -228,17 +230,34 @@ def test_a_run_that_broke_off_ends_with_the_same_bytes(make: Make, package: Any,
     assert contents(whole.output) == contents(broken.output)
 
 
-def test_the_sample_is_a_share_of_each_part_and_the_same_every_time(make: Make, package: Any, tmp_path: Path) -> None:
+def test_what_was_seen_is_every_row_and_the_same_however_it_was_cut(make: Make, package: Any, tmp_path: Path) -> None:
     rows, folder = frame(450), package()
     first, second = make(rows), make(rows, output=str(tmp_path / "again"), block_rows=7)
     score(first, folder)
     score(second, folder)
-    x, scores = read_samples(Lake(first.output), [0, 1, 2])
-    assert x.shape == (450, 2)
-    np.testing.assert_array_equal(np.sort(x[:, 0]), np.sort(rows.a.to_numpy(np.float32)))
-    again, _ = read_samples(Lake(second.output), [2, 1, 0])
-    np.testing.assert_array_equal(x, again)
-    assert len(scores) == 450
+    seen = read_seen(Lake(first.output), [0, 1, 2])
+    predictor = Predictor.load(folder, 2)
+    x = predictor.contract.encode(rows[["a", "c"]])
+    assert seen.sketch == Sketch.of(predictor.bins, with_score(x, predictor.score(predictor.predict(x))))
+    assert seen.whole
+    np.testing.assert_array_equal(seen.sample.x[:, :2], x)
+    assert seen.to_dict() == read_seen(Lake(second.output), [2, 1, 0]).to_dict()
+
+
+def test_of_many_rows_a_part_keeps_its_share(make: Make, package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("bulk", "bulk_run"):
+        monkeypatch.setattr(f"raymlops.serving.{module}.SAMPLE_ROWS", 60)
+    bulk = make(frame(450))
+    score(bulk, package())
+    seen = read_seen(Lake(bulk.output), [0, 1, 2])
+    assert (seen.rows, seen.whole) == (450, False)
+    assert len(seen.sample) == 60
+    of_part = [len(np.intersect1d(seen.sample.keys, read_seen(Lake(bulk.output), [n]).sample.keys)) for n in range(3)]
+    assert sum(of_part) == 60
+    # Rows 200, 200 and 50: the sample is spread evenly, so the shares are off by a row or two and no more.
+    np.testing.assert_allclose(of_part, [60 * 200 / 450, 60 * 200 / 450, 60 * 50 / 450], atol=3)
+    with pytest.raises(DataError, match="nothing to show"):
+        read_seen(Lake(bulk.output), [])
 
 
 def test_an_output_that_holds_a_run_is_not_written_over(make: Make, package: Any) -> None:

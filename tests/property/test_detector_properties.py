@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from raymlops.monitor.cells import CellGrid
 from raymlops.monitor.persistent import project
+from raymlops.sketch.cells import CellGrid
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

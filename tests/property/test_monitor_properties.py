@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from raymlops.monitor.drift import ColumnTests
 from raymlops.monitor.report import DriftReport
-from raymlops.monitor.sketch import Bins, Sketch
 from raymlops.retrain import Retrain, RetrainPolicy, RetrainState, decide_retrain
+from raymlops.sketch.histogram import Bins, Sketch
 
 REFERENCE = np.column_stack(
     (np.random.default_rng(0).normal(size=500), np.random.default_rng(1).integers(0, 4, 500), np.full(500, 2.0))

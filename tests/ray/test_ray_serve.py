@@ -23,6 +23,7 @@ from raymlops.serving.ray_serve import ROUTER, Place, ServeEngine
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
+from raymlops.sketch.observed import Observed
 from raymlops.store import Store
 from raymlops.testing.packages import register_small
 
@@ -171,10 +172,11 @@ def test_labels_by_serves_route_and_the_stewards_view(world: World) -> None:
     body = {"labels": [{"request_id": "labelled-1", "row": 0, "label": 1.0}]}
     assert world.http.post(f"{world.place.url}/feedback", json=body).json() == {"stored": 1, "duplicate": 0}
     assert [item.request_id for item in world.store.outcomes(NAME)] == ["labelled-1"]
-    world.until(lambda: any(len(batch["x"]) for batch in ray.get(world.steward.seen.remote())))
-    batch = next(batch for batch in ray.get(world.steward.seen.remote()) if len(batch["x"]))
-    assert batch["x"].shape[1] == 2
-    assert set(batch["variants"]) == {"champion"}
+    world.until(lambda: any(batch["observed"] for batch in ray.get(world.steward.seen.remote())))
+    batch = next(batch for batch in ray.get(world.steward.seen.remote()) if batch["observed"])
+    (seen,) = map(Observed.from_message, batch["observed"].values())
+    assert (seen.whole, seen.sample.x.shape[1]) == (True, 3)
+    assert seen.sketch.counts.sum(axis=1).tolist() == [seen.rows] * 3
     assert world.figures()[1].errors == 0
 
 

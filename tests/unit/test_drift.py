@@ -12,7 +12,7 @@ from raymlops.errors import DataError
 from raymlops.monitor.drift import ColumnTests, _ks_exact
 from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.quality import autocorrelation_time
-from raymlops.monitor.sketch import Sketch
+from raymlops.sketch.histogram import Sketch
 
 ALPHA = 1e-3
 

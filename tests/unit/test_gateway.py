@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +31,7 @@ from raymlops.serving.gateway import Gateway
 from raymlops.serving.recorder import Recorder
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
+from raymlops.sketch.observed import Observed
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, Store
 from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
 
@@ -535,7 +537,7 @@ def test_a_shadow_sees_copies_and_answers_nobody(run: Callable[..., None]) -> No
         await asyncio.sleep(0.01)
         await world.gateway.close()
         assert (world.figures()[1].requests, world.figures()[2].requests) == (5, 5)
-        assert {int(v) for batch in world.sink.batches for v in batch["versions"]} == {1}
+        assert [set(batch["observed"]) for batch in world.sink.batches] == [{1}]
 
     run(scenario)
 
@@ -750,13 +752,14 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
         assert table["a"] == [0.5, 1.0, 0.5]
         assert table["b"] == [0.25, None, 0.25]
         assert world.store.counts("churn")["predictions"] == 3
-        first, second = world.sink.batches
-        assert first["x"].shape == (2, 3)
-        assert first["versions"].tolist() == [1, 1]
-        assert second["variants"].tolist() == ["challenger"]
-        assert set(first["stats"]) == {1, 2}
-        assert first["stats"][1]["score_n"] == 2
-        assert second["stats"] == {}
+        (batch,) = world.sink.batches
+        assert set(batch["observed"]) == {1}
+        assert (batch["rows"], batch["unwatched"], batch["dropped"]) == (3, 1, 0)
+        seen = Observed.from_message(batch["observed"][1])
+        assert (seen.rows, seen.whole, seen.sample.ids) == (2, True, ("r1", "r1"))
+        assert seen.sample.x.tolist() == [[0.5, 0.25, 0.0, 0.25], [1.0, pytest.approx(np.nan, nan_ok=True), 0.0, 0.25]]
+        assert seen.sketch.missing.tolist() == [0, 1, 0, 0]
+        assert {version: stats["score_n"] for version, stats in batch["stats"].items()} == {1: 2, 2: 1}
 
     run(scenario)
 
@@ -957,36 +960,20 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
 
         sink = ListSink()
         recorder = Recorder("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1), max_rows=3)
+        recorder.watch(1, FakeModel().bins)
         for i in range(5):
             recorder.request(1, 1.0)
             recorder.served(Served([f"r{i}"], [1], [ROW], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0))
         await recorder.flush()
         (batch,) = sink.batches
-        assert (len(batch["x"]), batch["stats"][1]["requests"], batch["dropped"]) == (3, 5, 2)
+        assert (batch["observed"][1]["rows"], batch["stats"][1]["requests"], batch["dropped"]) == (3, 5, 2)
         assert (recorder.rows, recorder.dropped) == (5, 2)
         recorder.request(1, 1.0)
         await recorder.flush()
         assert sink.batches[1]["stats"][1]["requests"] == 1
-        assert len(sink.batches[1]["x"]) == 0
+        assert sink.batches[1]["observed"] == {}
 
     asyncio.run(main())
-
-
-def test_the_sink_gets_a_bounded_sample_and_all_figures(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario(world: World) -> None:
-        for _ in range(2):
-            await asyncio.gather(*(world.predict(rows=[ROW] * 10) for _ in range(5)))
-            await world.gateway.close()
-        batches = world.sink.batches
-        assert [(len(batch["x"]), len(batch["served_at"])) for batch in batches] == [(20, 20), (0, 0)]
-        assert sum(batch["cut"] for batch in batches) == 80
-        assert world.figures()[1].score_n == 100
-
-    monkeypatch.setattr("raymlops.serving.recorder.MAX_SINK_ROWS", 20)
-    monkeypatch.setattr("raymlops.serving.recorder.SINK_ROWS_S", 0.0)
-    run(scenario)
 
 
 def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:

@@ -15,6 +15,8 @@ from raymlops.monitor.evidence import JOINT
 from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.report import SCORE, DriftReport
 from raymlops.registry.package import Reference
+from raymlops.sketch.profile import Profile
+from raymlops.testing.traffic import observations
 
 SPEC = Monitor(second_opinion="off")
 
@@ -283,3 +285,49 @@ def test_the_budget_is_told_by_the_month() -> None:
     assert report.alarms_per_month == pytest.approx(43.2)
     spent = sum(item.limit for item in report.evidence)
     assert spent <= report.alpha * (1 + 1e-9)
+
+
+def test_wild_rows_outside_the_range_are_found_though_only_few_rows_are_shown() -> None:
+    x, scores = rows(20_000, 30)
+    x[12_345, 0], x[777, 2] = 1e6, 9.0
+    ids = [f"request-{i}" for i in range(20_000)]
+    watch = watcher()
+    for told in observations(watch.bins, x, scores, 0.0, ids, batch_rows=5000, sample_rows=200, gateways=3):
+        watch.take(told)
+    (report,) = watch.step(1.0)
+    assert (report.rows, 700 <= report.sampled_rows <= 800) == (20_000, True)
+    assert {row.request_id for row in report.wild[:2]} == {"request-12345", "request-777"}
+    assert {row.row for row in report.wild} == {-1}
+    assert report.wild_rows >= 2
+
+
+def test_a_window_of_counts_spends_one_windows_budget_and_finds_what_moved() -> None:
+    quiet, moved = watcher(), watcher()
+    for watch, shift in ((quiet, 0.0), (moved, 0.25)):
+        x, scores = rows(30_000, 61, shift=shift)
+        for told in observations(watch.bins, x, scores, 0.0, batch_rows=10_000, sample_rows=500):
+            watch.take(told)
+    (calm,), (found,) = quiet.step(1.0), moved.step(1.0)
+    assert calm.severity == 0
+    assert calm.alpha == pytest.approx(0.5e-3)
+    assert found.severity == 2
+    assert found.columns == ("a",)
+    ks = next(e for e in found.evidence if e.name == "ks" and e.column == "a")
+    assert ks.effective_rows > 10_000
+
+
+def test_counts_in_other_bins_are_refused() -> None:
+    watch = watcher()
+    other = Profile.learn(*rows(500, 1), ("a", "b", "job"), {2: 3})
+    with pytest.raises(DataError, match="different bins"):
+        watch.take(next(observations(other.bins, *rows(10, 2), 0.0)))
+
+
+def test_a_frozen_profile_gives_what_the_reference_gives() -> None:
+    frozen = Watcher(SPEC, reference(), contract(), 3, Profile.from_bytes(reference().profile(contract()).to_bytes()))
+    learned = watcher()
+    x, scores = rows(1000, 3, shift=0.3)
+    for watch in (frozen, learned):
+        watch.observe(x, scores, 5.0)
+    assert frozen.step(6.0) == learned.step(6.0)
+    assert frozen.state_dict() == learned.state_dict()

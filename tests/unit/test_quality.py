@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from raymlops.errors import DataError
-from raymlops.monitor.quality import LossBaseline, LossDetector, block_length, row_losses
+from raymlops.monitor.quality import LossBaseline, LossDetector, block_length, row_losses, thinned_time
 
 SPEND = 0.5e-3 / 1000
 
@@ -122,3 +122,14 @@ def test_any_split_into_calls_gives_the_same_and_so_does_a_restart() -> None:
 def test_too_few_losses_are_refused() -> None:
     with pytest.raises(DataError, match="holds 29 losses; watching performance needs at least 30"):
         baseline(np.zeros(29))
+
+
+def test_a_thinned_stream_depends_less_on_itself_but_never_holds_more_independent_rows() -> None:
+    assert thinned_time(1.0, 50.0) == 1.0
+    assert thinned_time(9.0, 1.0) == 9.0
+    for time in (1.5, 9.0, 99.0):
+        for stride in (1.0, 2.0, 5.5, 40.0, 1000.0):
+            assert 1.0 <= thinned_time(time, stride) <= time
+            assert stride * thinned_time(time, stride) >= time * (1 - 1e-12)
+    # An autoregression with 0.8 has time 9; every fifth row has neighbours that correlate by 0.8^5.
+    assert thinned_time(9.0, 5.0) == pytest.approx((1 + 0.8**5) / (1 - 0.8**5))

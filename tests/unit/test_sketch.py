@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raymlops.errors import DataError
-from raymlops.monitor.sketch import CELLS, Bins, Sketch, pack_array, unpack_array
+from raymlops.sketch.histogram import CELLS, Bins, Sketch, pack_array, unpack_array
 
 
 def test_quantile_cells_hold_equal_shares() -> None:

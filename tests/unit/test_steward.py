@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,11 +16,16 @@ from raymlops.events import EventLog
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.pipeline import Pipeline
+from raymlops.registry.package import download
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.policies import Canary, Shadow
+from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
+from raymlops.sketch.observed import Observed
+from raymlops.sketch.profile import Profile
 from raymlops.store import LabelRow, PredictionRow, ShadowRow, Store
 from raymlops.testing.packages import register_small
+from raymlops.testing.traffic import observations
 
 NAME = "stewarded"
 
@@ -62,7 +68,7 @@ class World:
         self.clock, self.engines = ManualClock(1000.0), Engines()
         for version in (1, 2):
             register_small(settings, NAME, version)
-        self.served = 0
+        self.served, self.folder = 0, folder
 
     def steward(self, rollout: Any = None) -> Steward:
         frame = pd.DataFrame({"a": [0.0, 1.0], "b": [0.0, 1.0], "y": [0, 1]})
@@ -70,6 +76,11 @@ class World:
         save_pipeline(self.store, self.lake, pipeline)
         engines: Any = self.engines
         return Steward(NAME, self.settings, engines, engines, engines, self.clock)
+
+    def predictor(self, version: int) -> Predictor:
+        place = self.store.get("versions", f"{NAME}/{version}")
+        assert place is not None
+        return Predictor.load(download(self.lake, place["package_key"], self.folder / place["digest"], place["digest"]))
 
     def label(self, version: int, score: float, copy: tuple[int, float] | None, label: int, rows: int) -> None:
         """Rows served now by a version, what another one said of them, and their labels."""
@@ -95,7 +106,7 @@ def world(settings: Settings, tmp_path: Path) -> World:
 
 
 def told(**versions: VariantStats) -> dict[str, Any]:
-    return {"stats": {int(name[1:]): stats.to_dict() for name, stats in versions.items()}, "versions": []}
+    return {"stats": {int(name[1:]): stats.to_dict() for name, stats in versions.items()}}
 
 
 def test_gateways_see_a_challenger_only_when_it_answers(world: World) -> None:
@@ -200,3 +211,38 @@ def test_a_provisional_promotion_is_judged_by_what_the_old_champion_says_of_the_
     assert (status["confirming"], status["champion"]) == (None, champion)
     last = EventLog(world.store).read(NAME)[-1]
     assert last.kind == ("promotion_confirmed" if champion == 2 else "rolled_back")
+
+
+def test_counts_in_the_champions_bins_reach_its_monitor_and_others_are_only_counted(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    x = np.random.default_rng(2).normal(size=(3000, 2)).astype(np.float32)
+    scores = np.asarray(world.predictor(1).predict(x), dtype=float)
+
+    def batch(version: int, seen: Observed) -> dict[str, Any]:
+        return {"observed": {version: seen.to_message()}, "rows": seen.rows, "unwatched": 0, "dropped": 0, "stats": {}}
+
+    for seen in observations(bins, x, scores, 1000.0, batch_rows=1500, sample_rows=400, gateways=2):
+        steward.observe(batch(1, seen))
+        steward.observe(batch(2, seen))
+    other = Profile.learn(x[:500], scores[:500], ("a", "b"))
+    steward.observe(batch(1, next(observations(other.bins, x[:7], scores[:7], 1000.0))))
+    steward.tick()
+    monitor = steward.status()["monitor"]
+    assert (monitor["rows"], monitor["ignored"]) == (6007, 3007)
+    assert (monitor["last"]["rows"], monitor["last"]["version"]) == (3000, 1)
+    assert 600 <= monitor["last"]["sampled_rows"] <= 800
+    again = world.steward().status()["monitor"]
+    assert (again["rows"], again["ignored"]) == (6007, 3007)
+
+
+def test_after_a_promotion_the_new_champions_bins_count(world: World) -> None:
+    steward = world.steward(Canary(weights=(1.0,), hold_s=1, min_requests=60))
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    steward.command("promote", "by hand")
+    assert steward.status()["monitor"]["version"] == 2
+    watcher = steward._watch._watcher
+    assert watcher is not None
+    assert watcher.bins.digest == world.predictor(2).bins.digest

@@ -23,7 +23,7 @@ from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.report import DriftReport
 from raymlops.registry.package import download
 from raymlops.serving.bulk import choose_runtime
-from raymlops.serving.bulk_run import SUMMARY, Bulk, OnBad, PartRecord, begun_run, open_run, read_samples, totals
+from raymlops.serving.bulk_run import SUMMARY, Bulk, OnBad, PartRecord, begun_run, open_run, read_seen, totals
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.ray_batch import actor_count, package_cache, score_parts
 from raymlops.settings import Settings
@@ -41,7 +41,7 @@ class BatchResult:
     rows : of the input; each is scored or refused
     resumed : parts that an earlier run had done
     seconds, rows_per_s : of this run, over the rows it scored or refused itself
-    drift : the monitor's report on a sample of the rows against the version's reference, or ``None`` below 100 rows
+    drift : the monitor's report on all scored rows as one window against the version's reference, or ``None`` below 100 rows
     """
 
     endpoint: str
@@ -196,16 +196,16 @@ def _check_counts(source: Input, done: dict[int, PartRecord]) -> None:
 
 
 def _drift(predictor: Predictor, lake: Lake, done: dict[int, PartRecord]) -> dict[str, Any] | None:
-    """The monitor's word on one window: a sample of the whole run against the version's reference."""
-    x, scores = read_samples(lake, list(done))
-    if len(x) < _LEAST_FOR_DRIFT:
-        return None
-    spec = replace(Monitor(), window_rows=len(x), second_opinion="off")
-    watcher = Watcher(spec, predictor.reference, predictor.contract, predictor.version)
+    """The monitor's word on one window: every scored row counted, a sample looked at, against the version's reference."""
     now = SystemClock().now()
-    watcher.observe(x, scores, now)
+    seen = replace(read_seen(lake, list(done)), from_at=now, to_at=now)
+    if seen.rows < _LEAST_FOR_DRIFT:
+        return None
+    spec = replace(Monitor(), window_rows=seen.rows, second_opinion="off")
+    watcher = Watcher(spec, predictor.reference, predictor.contract, predictor.version, predictor.profile)
+    watcher.take(seen)
     report: DriftReport = watcher.step(now)[0]
-    return {"sampled_rows": len(x), **report.to_dict()}
+    return report.to_dict()
 
 
 def _so_far(done: dict[int, PartRecord], resumed: int, parts: int, seconds: float) -> str:

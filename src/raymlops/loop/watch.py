@@ -1,7 +1,7 @@
 """What the steward has seen of an endpoint: the monitor of its champion, and both variants of a rollout.
 
-Features and counters come from the gateways, bounded and lossy; outcomes come from the store, where labels are durable,
-by a cursor. So a crash loses at most a window's rows, and no label.
+Counts, a sample and counters come from the gateways, bounded; outcomes come from the store, where labels are durable, by a
+cursor. So a crash loses at most what was told since the last save, and no label.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from raymlops.data.schema import DataContract
 from raymlops.lake import Lake
 from raymlops.monitor.insight import Insight
-from raymlops.monitor.monitor import Monitor, Watcher
+from raymlops.monitor.monitor import FORMAT, Monitor, Watcher
 from raymlops.monitor.quality import row_losses
 from raymlops.monitor.report import DriftReport
 from raymlops.registry.package import download
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.rollout import Confirming, Rollout
+from raymlops.sketch.observed import Observed
 from raymlops.store import Lease, Outcome, Store
 
 _KEPT_REPORTS = 50
@@ -55,6 +56,7 @@ class Watch:
         saved = store.get("watch", endpoint) or {}
         self._cursor: int = saved.get("cursor", 0)
         self._rows: int = saved.get("rows", 0)
+        self._ignored: int = saved.get("ignored", 0)
         self.standing: DriftReport | None = None
         self.insight = Insight(spec)
         self.insight.load(saved.get("insight"))
@@ -75,28 +77,33 @@ class Watch:
         self._loss_scale = largest or 1.0 if predictor.contract.task == "regression" else 1.0
         self.standing = None
         self._pending.clear()
-        self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version)
+        self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version, predictor.profile)
         self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
-        if self._saved_watcher is not None and self._saved_version == version:
+        saved = self._saved_watcher if self._saved_version == version else None
+        if saved is not None and saved.get("format") == FORMAT:
             self._watcher.load_state(self._saved_watcher)
-        else:
+        elif saved is None:
             self.labelled = 0
         self._saved_watcher, self._version, self._dirty = None, version, True
         self._save()
 
     def observe(self, batch: dict[str, Any], now: float) -> None:
-        """One batch from one gateway, at ``now`` (wall seconds): rows served, and what each version did."""
+        """One batch from one gateway, at ``now`` (wall seconds): what was served, counted, and what each version did.
+
+        What was counted in other bins than those of the version that is watched is left out, and said so in the summary.
+        """
         for version, body in batch.get("stats", {}).items():
             known, stats = self._stats.get(int(version), VariantStats()), VariantStats.from_dict(body)
             self._stats[int(version)] = known + stats
             self.insight.answered(int(version), stats, now)
-        versions = np.asarray(batch.get("versions", ()), dtype=int)
-        self._rows += len(versions)
-        mine = versions == self._version
-        if self._watcher is not None and mine.any():
-            x, scores, at = (np.asarray(batch[name])[mine] for name in ("x", "scores", "served_at"))
-            self._watcher.observe(x, scores, at)
-            self.insight.rows(x)
+        self._rows += batch.get("rows", 0)
+        for version, body in batch.get("observed", {}).items():
+            if self._watcher is None or int(version) != self._version or body["bins"] != self._watcher.bins.digest:
+                self._ignored += body["rows"]
+                continue
+            observed = Observed.from_message(body)
+            self._watcher.take(observed)
+            self.insight.rows(observed.sample.x[:, :-1])
         self._dirty = True
 
     def step(self, now: float) -> DriftReport | None:
@@ -155,9 +162,8 @@ class Watch:
             kind = (last["diagnosis"] or {}).get("kind", "none")
             told = "" if kind == "none" else f", {kind.replace('_', ' ')}"
             text = f"window {last['window']}: severity {last['severity']}{told}, {loss}{moved}"
-        return {"rows": self._rows, "labelled": self.labelled, "version": self._version, "text": text, "last": last} | (
-            self.insight.summary()
-        )
+        counted = {"rows": self._rows, "ignored": self._ignored, "labelled": self.labelled}
+        return {**counted, "version": self._version, "text": text, "last": last, **self.insight.summary()}
 
     def _take_outcomes(self) -> None:
         if self._contract is None:
@@ -219,6 +225,7 @@ class Watch:
         body = {
             "cursor": self._cursor,
             "rows": self._rows,
+            "ignored": self._ignored,
             "labelled": self.labelled,
             "version": self._version,
             "watcher": self._watcher.state_dict() if self._watcher is not None else None,

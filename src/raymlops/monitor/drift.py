@@ -1,7 +1,8 @@
 """Which columns moved: one-shot tests of a window against the frozen reference, honest about autocorrelation.
 
-Numeric columns: two-sample Kolmogorov-Smirnov, exact statistic from the reference sorted once (Stephens' correction,
-JRSS-B 1970, for the p-value). Category columns: chi-square with rare and unseen codes pooled. Every column: the rates of
+Numeric columns: two-sample Kolmogorov-Smirnov (Stephens' correction, JRSS-B 1970, for the p-value): the exact statistic,
+from the reference sorted once, when every row of the window is there; else from counts over the reference's cells, which is
+exact at the cells' borders and never larger. Category columns: chi-square with rare and unseen codes pooled. Every column: the rates of
 missing and infinite values, and of values outside the reference's range or its categories. Sample sizes are divided by
 each column's autocorrelation time in the reference, without which such tests flag every window of an ordered stream. One
 budget a window, Bonferroni over all tests.
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from raymlops.errors import DataError
 from raymlops.monitor.evidence import MIN_EFFECTIVE, Detector, Evidence, Window
 from raymlops.monitor.quality import autocorrelation_time
-from raymlops.monitor.sketch import Bins, Sketch
+from raymlops.sketch.histogram import Bins, Sketch
+from raymlops.sketch.profile import Profile
 
 __all__ = ["MIN_EFFECTIVE", "RATES", "ColumnTests", "Detector", "Evidence", "Window"]
 
@@ -39,6 +41,7 @@ class ColumnTests:
     categories : column index -> number of category codes
     ordered : whether row order is time order; if not, rows are assumed independent
     share : of a window's ``alpha`` that these tests may spend
+    profile : bins and counts frozen with the version; without it they are learned from ``x``, which gives the same
 
     Raises
     ------
@@ -53,15 +56,16 @@ class ColumnTests:
         categories: Mapping[int, int] | None = None,
         ordered: bool = True,
         share: float = 1.0,
+        profile: Profile | None = None,
     ) -> None:
         self._share = share
         self._earlier: list[Sketch] = []
         self.categories = dict(categories or {})
         x = np.asarray(x, dtype=np.float32)  # one precision on both sides, or equal values would not tie
-        self.bins = Bins.learn(x, columns, self.categories)
+        self.bins = Bins.learn(x, columns, self.categories) if profile is None else profile.bins
         if len(x) < 100:
             raise DataError(f"The reference holds {len(x)} rows; watching for drift needs at least 100.")
-        self.reference = Sketch.of(self.bins, x)
+        self.reference = Sketch.of(self.bins, x) if profile is None else profile.sketch
         self._sorted = [np.sort(column[np.isfinite(column)]) for column in x.T]
         self.times = np.array(
             [_column_time(column, i in self.categories) if ordered else 1.0 for i, column in enumerate(x.T)]
@@ -140,13 +144,13 @@ class ColumnTests:
         found = []
         for i, column in enumerate(columns):
             found += [
-                self._values(i, column, window.sketch, earlier, each * _VALUES_SHARE),
+                self._values(i, column if window.whole else None, window.sketch, earlier, each * _VALUES_SHARE),
                 *self._rates(i, window.sketch, each * _RATE_SHARE),
             ]
         return tuple(found)
 
     def _values(
-        self, i: int, column: NDArray[np.float32], window: Sketch, earlier: Sequence[Sketch], limit: float
+        self, i: int, column: NDArray[np.float32] | None, window: Sketch, earlier: Sequence[Sketch], limit: float
     ) -> Evidence:
         own, used = window.counts[i].sum(), window
         for before in reversed(earlier):
@@ -167,7 +171,7 @@ class ColumnTests:
         if name == "chi2":
             statistic, p = _chi2(counts, reference, self.times[i])
             return self._evidence(name, i, statistic, p, limit, distance, n)
-        if used is not window:
+        if used is not window or column is None:
             statistic = _ks_binned(counts, reference)
         else:
             lost = window.missing[i] + window.infinite[i]

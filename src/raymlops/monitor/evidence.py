@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
-from raymlops.monitor.sketch import Bins, Sketch
+from raymlops.sketch.histogram import Bins, Sketch
 
 MIN_EFFECTIVE = 50.0
 """Independent rows a test needs; with fewer, rows of several windows are joined, and until then there is no verdict."""
@@ -72,13 +72,13 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Window:
-    """Rows judged together.
+    """Rows judged together: all of them counted, and a sample of them one by one.
 
     Attributes
     ----------
-    x : ``(n_rows, n_columns)`` float32 in the order served, NaN = missing
-    cells : ``(n_columns, n_rows)``, the reference's cell of each value (:meth:`Bins.locate`)
-    sketch : the same, counted
+    x : ``(k, n_columns)`` float32, the sample in the order served, NaN = missing; all rows when the window is ``whole``
+    cells : ``(n_columns, k)``, the reference's cell of each value of the sample (:meth:`Bins.locate`)
+    sketch : counts of all rows
     alpha : false-alarm probability that all detectors together may spend on this window
     """
 
@@ -88,8 +88,8 @@ class Window:
     alpha: float
 
     @classmethod
-    def of(cls, bins: Bins, x: NDArray[np.floating[Any]], alpha: float) -> Window:
-        """Find the cells of ``x`` and count them.
+    def of(cls, bins: Bins, x: NDArray[np.floating[Any]], alpha: float, sketch: Sketch | None = None) -> Window:
+        """Find the cells of ``x``, and count them where ``sketch`` does not tell of more rows.
 
         Raises
         ------
@@ -99,11 +99,22 @@ class Window:
             raise DataError(f"alpha={alpha!r} is no false-alarm probability: give a number between 0 and 1.")
         rows = np.asarray(x, dtype=np.float32)  # the reference's precision, or equal values would not tie
         cells = bins.locate(rows)
-        return cls(x=rows, cells=cells, sketch=Sketch.of_cells(bins, cells), alpha=alpha)
+        return cls(x=rows, cells=cells, sketch=sketch or Sketch.of_cells(bins, cells), alpha=alpha)
 
     @property
     def rows(self) -> int:
-        return len(self.x)
+        """Rows served."""
+        return self.sketch.rows
+
+    @property
+    def whole(self) -> bool:
+        """The sample holds every row."""
+        return len(self.x) == self.sketch.rows
+
+    @property
+    def stride(self) -> float:
+        """Rows served for each row of the sample."""
+        return self.sketch.rows / len(self.x) if len(self.x) else 1.0
 
 
 class Detector(Protocol):

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.monitor.evidence import JOINT, MIN_EFFECTIVE, Evidence, Window
-from raymlops.monitor.sketch import Bins, Sketch, pack_array, unpack_array
+from raymlops.monitor.quality import thinned_time
+from raymlops.sketch.histogram import Bins, Sketch, pack_array, unpack_array
 
 MOST_COLUMNS = 64
 """With more, those are taken that depend most on the others in the reference."""
@@ -36,7 +37,8 @@ class JointBets:
     ----------
     bins, reference : borders and counts of the frozen reference
     cells : ``(n_columns, n_rows)``, cells of its rows in time order
-    times : ``(n_columns,)`` autocorrelation times in rows; the longest counts for all
+    times : ``(n_columns,)`` autocorrelation times in rows; the longest counts for all. Rows of a window's sample lie further
+        apart and depend less on each other (``thinned_time``)
     share : of the windows' ``alpha`` that this detector may spend
     """
 
@@ -75,7 +77,6 @@ class JointBets:
         judges = len(judge) / self._time
         self._enough = d > 0 and judges >= MIN_EFFECTIVE
         self._accepted = 0.5 + _TOLERANCE + _STANDARD_ERRORS * float(np.sqrt(1 / 12 / max(judges, 1.0)))
-        self._block = int(np.ceil(MIN_EFFECTIVE * self._time))
         self._weight, self._sum = 0.0, np.zeros(d)
         self._cross = np.zeros((d, d))
         self._capital = np.zeros(len(_BETS))
@@ -83,30 +84,33 @@ class JointBets:
 
     def _clear(self) -> None:
         d = len(self._columns)
-        self._open_rows, self._open_sum, self._open_cross = 0, np.zeros(d), np.zeros((d, d))
+        self._open_rows, self._open_effective = 0, 0.0
+        self._open_sum, self._open_cross = np.zeros(d), np.zeros((d, d))
         self._open_gain, self._open_spend, self._open_rank = np.zeros(len(_BETS)), 0.0, 0.0
 
     def update(self, window: Window) -> tuple[Evidence, ...]:
         """One piece of evidence about all columns together; needs a window before this one to learn from."""
         spend = window.alpha * self._share
-        if not self._enough or window.rows == 0:
+        if not self._enough or not len(window.x):
             return (Evidence.insufficient(self.name, JOINT, spend),)
+        time = thinned_time(self._time, window.stride)
         y = self._white(self._lookup(window.cells, self._used))
         if self._weight > 0:
             rank = self._rank(y)
             # Capital can never be ruined: a bet of at most 1.4 on u - accepted loses at most three quarters.
-            self._open_gain += np.log1p(_BETS[:, None] * (rank - self._accepted)).sum(axis=1) / self._time
+            self._open_gain += np.log1p(_BETS[:, None] * (rank - self._accepted)).sum(axis=1) / time
             self._open_rank += float(rank.sum())
-        self._open_rows += window.rows
-        self._open_sum += y.sum(axis=0)
-        self._open_cross += y.T @ y
+        self._open_rows += len(y)
+        self._open_effective += len(y) / time
+        self._open_sum += y.sum(axis=0) / time
+        self._open_cross += y.T @ y / time
         self._open_spend += spend
-        if self._open_rows < self._block:
-            return (Evidence.insufficient(self.name, JOINT, spend, self._open_rows / self._time),)
+        if self._open_effective < MIN_EFFECTIVE:
+            return (Evidence.insufficient(self.name, JOINT, spend, self._open_effective),)
         return (self._settle(spend),)
 
     def _settle(self, spend: float) -> Evidence:
-        learned, effective = self._weight > 0, self._open_rows / self._time
+        learned, effective = self._weight > 0, self._open_effective
         auc = self._open_rank / self._open_rows if learned else 0.5
         if learned:
             stake = self._open_spend / len(_BETS)
@@ -115,8 +119,8 @@ class JointBets:
         if capital >= 1.0:
             self._capital = np.zeros(len(_BETS))
         self._weight = _DECAY * self._weight + effective
-        self._sum = _DECAY * self._sum + self._open_sum / self._time
-        self._cross = _DECAY * self._cross + self._open_cross / self._time
+        self._sum = _DECAY * self._sum + self._open_sum
+        self._cross = _DECAY * self._cross + self._open_cross
         self._clear()
         if not learned:
             return Evidence.insufficient(self.name, JOINT, spend, effective)
@@ -175,7 +179,7 @@ class JointBets:
 
     def state_dict(self) -> dict[str, Any]:
         arrays = ("sum", "cross", "capital", "open_sum", "open_cross", "open_gain")
-        plain = ("weight", "open_rows", "open_spend", "open_rank")
+        plain = ("weight", "open_rows", "open_effective", "open_spend", "open_rank")
         return {name: pack_array(getattr(self, "_" + name)) for name in arrays} | {
             name: getattr(self, "_" + name) for name in plain
         }
@@ -185,6 +189,7 @@ class JointBets:
             unpack_array(state[name]) for name in ("sum", "cross", "capital", "open_sum", "open_cross", "open_gain")
         )
         self._weight, self._open_rows = state["weight"], state["open_rows"]
+        self._open_effective = state["open_effective"]
         self._open_spend, self._open_rank = state["open_spend"], state["open_rank"]
 
 

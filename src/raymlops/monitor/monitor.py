@@ -19,14 +19,16 @@ from raymlops.monitor.joint import JointBets
 from raymlops.monitor.persistent import PersistentBets
 from raymlops.monitor.quality import LossBaseline, LossDetector
 from raymlops.monitor.report import SCORE, DriftReport
-from raymlops.monitor.sketch import pack_array, unpack_array
 from raymlops.monitor.slo import ServiceLevel
 from raymlops.monitor.wild import WildRow, WildRows
+from raymlops.sketch.observed import Observed, keys_of
+from raymlops.sketch.profile import Profile, with_score
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
     from raymlops.monitor.alibi import AlibiDetector
     from raymlops.registry.package import Reference
+    from raymlops.sketch.histogram import Bins
 
 __all__ = ["SCORE", "DriftReport", "Monitor", "Watcher"]
 
@@ -37,6 +39,10 @@ _SAID = {
     "unseen": "Unseen categories",
 }
 _ESTIMATE_ROWS = 300
+_SAMPLE_CELLS = 150_000
+"""Values of a window's sample that are kept while the window is open: the state stays below 1 MB up to 100 columns."""
+_WAITING_WINDOWS = 8
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,7 @@ class Monitor:
 
     Attributes
     ----------
-    window_rows : rows of a window
+    window_rows : rows of a window, at least: what a gateway tells at once is not parted when it is more than its sample
     min_rows, max_age : a window older than ``max_age`` (seconds or ``"1h"``) closes early once it has ``min_rows``
     alpha : probability of a false alarm a window, over all detectors (``budget.Shares`` splits it)
     false_alarms_per_month : the same budget by time instead; ``alpha`` is then ignored
@@ -104,26 +110,32 @@ class Watcher:
     reference : held-out rows, scores and losses of this version, in time order when ``reference.ordered``
     contract : names the category columns and the task
     version : the version watched, copied into reports
+    profile : bins and counts frozen with the version; learned from the reference, which gives the same, without it
 
     Raises
     ------
     DataError : the reference is too small (100 rows, 30 losses) or does not fit
     """
 
-    def __init__(self, spec: Monitor, reference: Reference, contract: DataContract, version: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: Monitor,
+        reference: Reference,
+        contract: DataContract,
+        version: int | None = None,
+        profile: Profile | None = None,
+    ) -> None:
         self.spec, self.version, self.ordered = spec, version, bool(reference.ordered)
-        sizes = {column.name: len(column.categories) for column in contract.columns if column.kind == "category"}
-        self._categories = {i: sizes[name] for i, name in enumerate(reference.columns) if name in sizes}
-        if contract.task == "multiclass":  # its score is a class index
-            self._categories[len(reference.columns)] = len(contract.classes)
+        self._categories = reference.categories(contract)
         self._columns = (*reference.columns, SCORE)
-        self._reference_x = _matrix(reference.x, reference.scores)
+        self._reference_x = with_score(reference.x, reference.scores)
         self.tests = ColumnTests(
             self._reference_x,
             self._columns,
             categories=self._categories,
             ordered=self.ordered,
             share=SHARES.columns,
+            profile=profile,
         )
         bins, known, times = self.tests.bins, self.tests.reference, self.tests.times
         self.detectors: tuple[Detector, ...] = (
@@ -143,9 +155,7 @@ class Watcher:
         )
         self.losses = LossDetector(self.baseline, window_rows=spec.window_rows)
         self.rows, self.windows, self._confirmed = 0, 0, 0
-        self._x = np.zeros((0, len(self._columns)), dtype=np.float32)
-        self._at = np.zeros(0)
-        self._ids: list[str] = []
+        self._open = Observed.empty(bins)
         self._harm_to_report = False
         self._outcome_at: float | None = None
         self._alibi: AlibiDetector | None = None
@@ -155,23 +165,44 @@ class Watcher:
     ) -> None:
         """Take rows ``x`` ``(n, d)`` of this version's traffic, its scores ``(n,)`` and when they were served.
 
-        ``served_at`` is wall time in seconds, one number or ``(n,)``; ``ids`` the request of each row, or none.
+        ``served_at`` is wall time in seconds, one number or ``(n,)``; ``ids`` the request of each row, or none. All of
+        them are kept until the next :meth:`step`.
 
         Raises
         ------
         DataError : another number of columns than the reference, or lengths that differ
         """
-        rows = _matrix(x, scores)
+        rows = with_score(x, scores)
         if rows.shape[1] != len(self._columns):
             raise DataError(
                 f"Rows with {rows.shape[1] - 1} columns do not fit a reference of {len(self._columns) - 1}."
             )
         if len(ids) not in (0, len(rows)):
             raise DataError(f"{len(ids)} request ids do not fit {len(rows)} rows: give one a row, or none.")
-        self._x = np.concatenate((self._x, rows))
-        self._ids += list(ids) or [""] * len(rows)
-        self._at = np.concatenate((self._at, np.broadcast_to(np.asarray(served_at, dtype=np.float64), len(rows))))
+        self._open += Observed.of(self.bins, rows, served_at, keys_of(self.rows, len(rows)), ids)
         self.rows += len(rows)
+
+    def take(self, observed: Observed) -> None:
+        """Take what a gateway or a partition counted, and its sample. Such observations may come in any order.
+
+        While every row is in the samples, windows and reports are those of :meth:`observe`. Else what waits is one window.
+
+        Raises
+        ------
+        DataError : it was counted in other bins than this version's
+        """
+        self._open = (self._open + observed).limit(_WAITING_WINDOWS * self._most)
+        self.rows += observed.rows
+
+    @property
+    def bins(self) -> Bins:
+        """What traffic of this version is counted in."""
+        return self.tests.bins
+
+    @property
+    def _most(self) -> int:
+        """Rows of a window's sample that may wait for it to fill."""
+        return min(self.spec.window_rows, max(_SAMPLE_CELLS // len(self._columns), self.spec.min_rows))
 
     def add_outcomes(self, losses: ArrayLike, at: ArrayLike) -> None:
         """Take the losses ``(n,)`` of rows whose labels came (see ``row_losses``), and when those rows were served.
@@ -196,34 +227,43 @@ class Watcher:
         ``now`` is wall time in seconds. Nothing to say is an empty list: short windows wait, they are never "fine".
         """
         reports = []
-        while len(self._x) >= self.spec.window_rows:
+        while self._open.rows >= self.spec.window_rows:
             reports.append(self._close(self.spec.window_rows))
-        if len(self._x) >= self.spec.min_rows and now - float(self._at.min()) >= seconds(self.spec.max_age, "max_age"):
-            reports.append(self._close(len(self._x)))
+        if self._open.rows >= self.spec.min_rows and now - self._open.from_at >= seconds(self.spec.max_age, "max_age"):
+            reports.append(self._close(self._open.rows))
+        self._open = self._open.limit(self._most)
         if self._harm_to_report:
             at = now if self._outcome_at is None else self._outcome_at
             reports.append(self._report("outcomes", 0, at, at))
         return reports
 
     def _close(self, size: int) -> DriftReport:
-        x, at = self._x[:size], self._at[:size]
-        ids, first_row = self._ids[:size], self.rows - len(self._x)
-        self._x, self._at, self._ids = self._x[size:].copy(), self._at[size:].copy(), self._ids[size:]
+        """Judge the next ``size`` rows; all that wait, where it is not known which of them those are."""
+        first_row, seen = self.rows - self._open.rows, self._open
+        if seen.whole and size < seen.rows:
+            seen, self._open = seen.split(self.bins, size)
+        else:
+            self._open = Observed.empty(self.bins)
         self.windows += 1
-        span = float(at.max() - at.min())
-        budget = self.budget.of(span, size)
-        window = Window.of(self.tests.bins, x, budget)
+        span = seen.to_at - seen.from_at
+        # A window that holds more rows than asked for is still one window: it spends no more.
+        counted = min(seen.rows, self.spec.window_rows)
+        budget = self.budget.of(span, counted)
+        x = seen.sample.x
+        window = Window.of(self.bins, x, budget, seen.sketch)
         evidence = tuple(item for detector in self.detectors for item in detector.update(window))
         alpha = budget * (1.0 - SHARES.outcomes)
-        wild, wild_rows = self.wild.flag(x, first_row=first_row, ids=ids)
+        looked_at = seen.sample if seen.whole else seen.sample + seen.far.without(seen.sample)
+        wild, wild_rows = self.wild.flag(looked_at.x, first_row=first_row if seen.whole else None, ids=looked_at.ids)
         return self._report(
             "window",
-            size,
-            float(at.min()),
-            float(at.max()),
+            seen.rows,
+            seen.from_at,
+            seen.to_at,
+            sampled_rows=len(x),
             evidence=evidence,
             alpha=alpha,
-            alarms_per_month=self.budget.alarms_per_month(span, size),
+            alarms_per_month=self.budget.alarms_per_month(span, counted),
             second_opinion=self._second_opinion(x, alpha),
             estimate=self._estimate(x, evidence),
             wild=wild,
@@ -250,6 +290,7 @@ class Watcher:
         from_at: float,
         to_at: float,
         *,
+        sampled_rows: int = 0,
         evidence: tuple[Evidence, ...] = (),
         alpha: float = 0.0,
         alarms_per_month: float | None = None,
@@ -273,6 +314,7 @@ class Watcher:
             kind=kind,
             version=self.version,
             rows=rows,
+            sampled_rows=sampled_rows,
             from_at=from_at,
             to_at=to_at,
             severity=severity,
@@ -320,35 +362,33 @@ class Watcher:
     def state_dict(self) -> dict[str, Any]:
         """All a restart needs, JSON; the same reports follow, bit for bit. The reference comes from the package."""
         return {
+            "format": FORMAT,
             "version": self.version,
-            "bins": self.tests.bins.digest,
+            "bins": self.bins.digest,
             "rows": self.rows,
             "windows": self.windows,
             "confirmed": self._confirmed,
             "harm_to_report": self._harm_to_report,
             "outcome_at": self._outcome_at,
-            "x": pack_array(self._x),
-            "at": pack_array(self._at),
-            "ids": self._ids if any(self._ids) else [],
+            "open": self._open.to_dict(),
             "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
             "losses": self.losses.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Go on from :meth:`state_dict`; :data:`FORMAT` tells whether this release wrote it.
 
         Raises
         ------
         DataError : the state was kept for another reference
         """
-        if state["bins"] != self.tests.bins.digest:
+        if state["bins"] != self.bins.digest:
             raise DataError(
                 f"The stored state belongs to version {state['version']}, not {self.version}: start a new watch for it."
             )
         self.rows, self.windows, self._confirmed = state["rows"], state["windows"], state["confirmed"]
         self._harm_to_report, self._outcome_at = state["harm_to_report"], state["outcome_at"]
-        self._x, self._at = unpack_array(state["x"]), unpack_array(state["at"])
-        self._ids = list(state.get("ids") or [""] * len(self._x))
+        self._open = Observed.from_dict(state["open"])
         for detector in self.detectors:
             if detector.name in state.get("detectors", {}):
                 detector.load_state(state["detectors"][detector.name])
@@ -364,13 +404,6 @@ def _estimator(reference: Reference, contract: DataContract) -> PerformanceEstim
         return PerformanceEstimator(reference.x, reference.scores, labels)
     except DataError:
         return None
-
-
-def _matrix(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float32]:
-    values, score = np.asarray(x, dtype=np.float32), np.asarray(scores, dtype=np.float32)
-    if values.ndim != 2 or score.shape != (len(values),):
-        raise DataError(f"Rows of shape {values.shape} do not fit scores of shape {score.shape}: give (n, d) and (n,).")
-    return np.column_stack((values, score))
 
 
 def _note(

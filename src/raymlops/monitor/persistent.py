@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.monitor.evidence import MIN_EFFECTIVE, Evidence, Window
-from raymlops.monitor.sketch import Bins, Sketch, pack_array, unpack_array
+from raymlops.sketch.histogram import Bins, Sketch, pack_array, unpack_array
 
 GROUPS = 16
 """Groups of quantile cells of a numeric column; categories keep one a code up to as many, rarest together."""
@@ -33,6 +33,9 @@ _DECAY = 0.9
 
 class PersistentBets:
     """The detector of changes too small for one window.
+
+    A window that is whole is taken in runs of 250 rows, one that comes as counts in one run: longer runs bet on the same
+    null hypotheses and only learn later.
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ class PersistentBets:
         """One piece of evidence a column; ``drifted`` when its bets passed the alarm within this window."""
         spend = window.alpha * self._share / max(len(self._columns), 1)
         best, judged = self._capital.copy(), np.zeros(len(self._columns), dtype=bool)
-        for rows, counts in self._batches(window.cells):
+        for rows, counts in self._batches(window):
             self._open += counts
             self._open_spend += spend * rows / window.rows
             done = np.flatnonzero(self._open.sum(axis=1) >= self._block)
@@ -94,8 +97,12 @@ class PersistentBets:
         self._rows += window.rows
         return tuple(self._evidence(i, float(best[i]), bool(judged[i]), spend) for i in range(len(self._columns)))
 
-    def _batches(self, cells: NDArray[np.int16]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Rows and group counts ``(n_columns, groups)`` of each run of 250 rows, all counted at once."""
+    def _batches(self, window: Window) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Rows and group counts ``(n_columns, groups)`` of each run, those of 250 rows all counted at once."""
+        if not window.whole:
+            yield window.rows, self._group(_all_counts(window.sketch))
+            return
+        cells = window.cells
         d, n = cells.shape
         runs = -(-n // _BLOCK)
         index = np.take_along_axis(self._groups, cells, axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raymlops.errors import DataError
-from raymlops.monitor.sketch import pack_array, unpack_array
+from raymlops.sketch.histogram import pack_array, unpack_array
 
 _BETS = np.array([0.03, 0.1, 0.2, 0.4, 0.65, 0.9])
 """Stakes as shares of the largest allowed one, ``1 / limit``."""
@@ -70,6 +70,18 @@ def autocorrelation_time(values: NDArray[np.floating[Any]]) -> float:
         means = finite[: length * blocks].reshape(blocks, length).mean(axis=1)
         found = max(found, length * float(means.var(ddof=1)) / variance)
     return found
+
+
+def thinned_time(time: float, stride: float) -> float:
+    """Autocorrelation time, in rows of the sample, of a sample that takes one row in ``stride`` of a stream with ``time``.
+
+    Of a first-order autoregression, ``(1 + r) / (1 - r)`` with ``r`` the correlation of neighbours, which is
+    ``r ** stride`` in the sample. A sample so counted never has more effective rows than the stream it came from.
+    """
+    if stride <= 1.0 or time <= 1.0:
+        return max(time, 1.0)
+    neighbours = ((time - 1.0) / (time + 1.0)) ** stride
+    return (1.0 + neighbours) / (1.0 - neighbours)
 
 
 def block_length(values: NDArray[np.float64], longest: int) -> int:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from raymlops.monitor.estimate import PerformanceEstimate
 from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.wild import WildRow
+from raymlops.sketch.profile import SCORE
 
-SCORE = "(score)"
-"""Name of the model's own output among the columns of a report."""
+__all__ = ["SCORE", "DriftReport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,8 @@ class DriftReport:
     Attributes
     ----------
     window : number of the window, from 1; kind ``outcomes`` tells of harm that began between two windows
+    rows, sampled_rows : served in the window, and how many of them were seen one by one: by the classifier, the estimate, the
+        second opinion and the search for wild rows. Column tests and bets count every row
     severity : 0 nothing; 1 sure but small; 2 columns moved, the score did not; 3 the score moved, or the estimated loss is
         above what is accepted; 4 measured harm
     confirmed : windows in a row, this one included, with severity 3 or more
@@ -42,6 +44,7 @@ class DriftReport:
     kind: Literal["window", "outcomes"] = "window"
     version: int | None = None
     rows: int
+    sampled_rows: int = 0
     from_at: float
     to_at: float
     severity: int

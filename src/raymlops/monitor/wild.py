@@ -29,7 +29,7 @@ class WildRow:
 
     Attributes
     ----------
-    row : its number in the version's traffic, from 0
+    row : its number in the version's traffic, from 0; -1 where the monitor was given counts and a sample
     request_id : ``""`` when the traffic came without
     p_value : conformal; of unchanged rows at most this share is as strange
     score : what the model said
@@ -85,11 +85,12 @@ class WildRows:
         self.rate = max(rate, 1.0 / (len(self._ranks) + 1))
 
     def flag(
-        self, x: NDArray[np.floating[Any]], *, first_row: int = 0, ids: Sequence[str] = ()
+        self, x: NDArray[np.floating[Any]], *, first_row: int | None = 0, ids: Sequence[str] = ()
     ) -> tuple[tuple[WildRow, ...], int]:
         """The strangest rows of ``x`` ``(n, d)``, at most 20, and how many were flagged.
 
-        ``first_row`` is the number of its first row, ``ids`` the requests they came with.
+        ``first_row`` is the number of its first row, ``None`` when the rows are not neighbours; ``ids`` the requests they
+        came with.
         """
         z = self._robust(x)
         strange = self._strangeness(z)
@@ -102,7 +103,7 @@ class WildRows:
             out = np.argsort(-np.abs(z[i]), kind="stable")[:3]
             found.append(
                 WildRow(
-                    row=first_row + int(i),
+                    row=-1 if first_row is None else first_row + int(i),
                     request_id=ids[i] if len(ids) else "",
                     p_value=float(p[i]),
                     score=float(x[i, -1]),

@@ -30,11 +30,13 @@ from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native, to_onnx
 from raymlops.search.estimators import XGBoostEstimator
+from raymlops.sketch.profile import Profile
 
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
 
 MANIFEST = "manifest.json"
+PROFILE = "profile.npz"
 REFERENCE_ROWS = 10_000
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)  # what a gateway's tick may hold
 _PARITY = 1e-4
@@ -67,6 +69,16 @@ class Reference:
                 f"A reference of {self.x.shape} rows and columns, {len(self.columns)} names, {len(self.scores)} scores and "
                 f"{len(self.losses)} losses does not fit together."
             )
+
+    def categories(self, contract: DataContract) -> dict[int, int]:
+        """How many codes each column of categories has, by its index; a multiclass score, the class, is one of them."""
+        sizes = {column.name: len(column.categories) for column in contract.columns if column.kind == "category"}
+        found = {i: sizes[name] for i, name in enumerate(self.columns) if name in sizes}
+        return found | ({len(self.columns): len(contract.classes)} if contract.task == "multiclass" else {})
+
+    def profile(self, contract: DataContract) -> Profile:
+        """The bins that live traffic is counted in, and these rows counted."""
+        return Profile.learn(self.x, self.scores, self.columns, self.categories(contract))
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -186,6 +198,7 @@ def build_package(
         if raw is not None:
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
+    (target / PROFILE).write_bytes(reference.profile(contract).to_bytes())
     content = Manifest(
         files={path.name: sha256_of(path.read_bytes()) for path in sorted(target.iterdir())},
         form=form,

@@ -15,6 +15,7 @@ from raymlops.data.rows import join_rows
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.errors import DataError, ModelFault
 from raymlops.serving.protocol import Row
+from raymlops.sketch.histogram import Bins
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ class Model(Protocol):
 
     @property
     def inputs(self) -> tuple[Column, ...]: ...
+
+    @property
+    def bins(self) -> Bins: ...
 
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
 

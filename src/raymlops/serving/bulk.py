@@ -20,11 +20,13 @@ from raymlops.data.schema import DataContract
 from raymlops.errors import ContractViolation, DataError, ModelFault
 from raymlops.lake import Lake
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
-from raymlops.serving.bulk_run import RECORDS, REFUSED, SAMPLES, Bulk, PartRecord, RuntimeName
+from raymlops.serving.bulk_run import RECORDS, REFUSED, SAMPLE_ROWS, Bulk, PartRecord, RuntimeName, write_seen
 from raymlops.serving.predictor import Predictor
+from raymlops.sketch.histogram import Bins
+from raymlops.sketch.observed import Observed, keys_of
+from raymlops.sketch.profile import with_score
 
 REASON = "reason"
-SAMPLE_ROWS = 10_000
 _MEASURED_ROWS = 8192
 _NOT_FINITE = "the model's prediction is not a finite number"
 
@@ -46,7 +48,7 @@ class Scorer:
         ContractViolation, ModelFault : a row is refused and the run is to fail then
         """
         bulk, rows = self._bulk, 0
-        sample = _Sample(part)
+        seen = _Seen(self._predictor.bins, part)
         stem = f"part-{part.number:05d}"
         scored = _Files(self._lake, stem, bulk)
         refused = _Files(self._lake, f"{REFUSED}/{stem}", bulk)
@@ -65,10 +67,10 @@ class Scorer:
             scored.add(self._answers(table if whole else table.take(pa.array(accepted)), prediction))
             if reasons:
                 refused.add(_refusals(table, part, rows, reasons))
-            sample.add(x, self._predictor.score(prediction))
+            seen.add(x, self._predictor.score(prediction))
             rows += len(table)
         files = {**scored.close(), **refused.close()}
-        self._lake.write(f"{SAMPLES}/{part.number:05d}.npz", sample.to_bytes())
+        write_seen(self._lake, part.number, seen.observed)
         record = PartRecord(
             number=part.number, rows=rows, scored=scored.rows, refused=refused.rows, files=dict(sorted(files.items()))
         )
@@ -222,32 +224,18 @@ class _Files:
         self._waiting, self._held = [], 0
 
 
-class _Sample:
-    """A part's share of the sample: as many rows as its share of the input, drawn without replacement.
+class _Seen:
+    """A part counted in the bins of the version's reference, with its share of the run's sample, the same in every run.
 
-    Each row draws a number, the same in every run, and the smallest stay.
+    Twice its share by bytes: parts whose rows are longer or shorter than others' still hold as many as the whole needs.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._limit = int(np.ceil(SAMPLE_ROWS * part.share))
-        self._random = np.random.default_rng(part.number)
-        self._kept: tuple[npt.NDArray[Any], ...] | None = None
+    def __init__(self, bins: Bins, part: Part) -> None:
+        self._bins, self._limit = bins, 2 * int(np.ceil(SAMPLE_ROWS * part.share)) + 20
+        self._start = int(np.random.SeedSequence(part.number).generate_state(1, np.uint64)[0])
+        self.observed = Observed.empty(bins)
 
     def add(self, x: npt.NDArray[np.float32], scores: npt.NDArray[np.float64]) -> None:
-        drawn = self._random.random(len(x))
-        # Nothing above the largest number that is kept can come in; that leaves few rows to sort.
-        full = self._kept is not None and len(self._kept[0]) == self._limit
-        open_to = np.flatnonzero(drawn < self._kept[0].max()) if self._kept is not None and full else np.arange(len(x))
-        some = open_to[np.sort(np.argsort(drawn[open_to], kind="stable")[: self._limit])]
-        fresh: tuple[npt.NDArray[Any], ...] = (drawn[some], x[some], scores[some])
-        kept = fresh
-        if self._kept is not None:
-            kept = tuple(np.concatenate([a, b]) for a, b in zip(self._kept, fresh, strict=True))
-        best = np.sort(np.argsort(kept[0], kind="stable")[: self._limit])
-        self._kept = tuple(values[best] for values in kept)
-
-    def to_bytes(self) -> bytes:
-        _, x, scores = self._kept or (None, np.empty((0, 0), np.float32), np.empty(0))
-        buffer = io.BytesIO()
-        np.savez(buffer, x=x, scores=scores)
-        return buffer.getvalue()
+        keys = keys_of(self.observed.rows, len(x), self._start)
+        fresh = Observed.of(self._bins, with_score(x, scores), 0.0, keys, limit=self._limit)
+        self.observed = (self.observed + fresh).limit(self._limit)

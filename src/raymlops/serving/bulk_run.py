@@ -8,31 +8,30 @@ moved, so a record means a whole part, and a part without one is scored again ov
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from raymlops.data.columns import TextKind
 from raymlops.data.parts import BLOCK_ROWS, PART_ROWS, Input
-from raymlops.errors import ConfigError
+from raymlops.errors import ConfigError, DataError
 from raymlops.lake import Lake, sha256_of
+from raymlops.sketch.observed import Observed
 
 OnBad = Literal["fail", "keep"]
 RuntimeName = Literal["onnx", "native"]
 
-RUN, SUMMARY, RECORDS, SAMPLES, REFUSED = (
+RUN, SUMMARY, RECORDS, SEEN, REFUSED = (
     "_raymlops/run.json",
     "_raymlops/summary.json",
     "_raymlops/parts",
-    "_raymlops/samples",
+    "_raymlops/seen",
     "_refused",
 )
-_FORMAT = 1
+SAMPLE_ROWS = 10_000
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,15 +167,22 @@ def finished_parts(lake: Lake) -> dict[int, PartRecord]:
     return done
 
 
-def read_samples(lake: Lake, numbers: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """The sampled rows of finished parts in order: encoded ``(n, d)`` and scores ``(n,)``."""
-    x, scores = [], []
-    for number in sorted(numbers):
-        with np.load(io.BytesIO(lake.read(f"{SAMPLES}/{number:05d}.npz")), allow_pickle=False) as held:
-            if len(held["x"]):
-                x.append(held["x"])
-                scores.append(held["scores"])
-    return (np.concatenate(x), np.concatenate(scores)) if x else (np.empty((0, 0), np.float32), np.empty(0))
+def write_seen(lake: Lake, number: int, seen: Observed) -> None:
+    """Keep what was seen of one part."""
+    lake.write(f"{SEEN}/{number:05d}.json", json.dumps(seen.to_dict()).encode())
+
+
+def read_seen(lake: Lake, numbers: Sequence[int]) -> Observed:
+    """What was seen of finished parts together: all scored rows counted, and a sample of at most 10,000.
+
+    Raises
+    ------
+    DataError : no part is named
+    """
+    if not numbers:
+        raise DataError("A run without a finished part has nothing to show.")
+    parts = (Observed.from_dict(json.loads(lake.read(f"{SEEN}/{number:05d}.json"))) for number in sorted(numbers))
+    return reduce(lambda so_far, part: (so_far + part).limit(SAMPLE_ROWS), parts)
 
 
 def totals(records: Iterable[PartRecord]) -> tuple[int, int, int]:

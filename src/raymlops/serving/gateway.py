@@ -60,9 +60,10 @@ from raymlops.serving.protocol import (
     parse_rows,
     request_id_of,
 )
-from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder, Sink
+from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder
 from raymlops.serving.routes import OTHER_MEDIA, Route, Routes, error_words
 from raymlops.serving.spec import Serving
+from raymlops.serving.telling import Sink
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.serving.variants import CHALLENGER_TIMEOUT_S, Challengers, PackageSource, Variants
 from raymlops.store import LabelRow
@@ -129,7 +130,7 @@ class Gateway:
                 await self._flusher
             self._flusher = None
         await self._variants.settle()
-        await self._recorder.flush()
+        await self._recorder.flush(last=True)
 
     @property
     def split(self) -> TrafficSplit | None:

@@ -17,8 +17,10 @@ from raymlops.data.raw import check_raw
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.errors import ContractViolation, DataError
-from raymlops.registry.package import BATCH_SIZES, Manifest, Reference, verify
+from raymlops.registry.package import BATCH_SIZES, PROFILE, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
+from raymlops.sketch.histogram import Bins
+from raymlops.sketch.profile import Profile
 
 Floats = npt.NDArray[np.floating[Any]]
 _PLANNED = sorted({size * step // 8 for size in BATCH_SIZES for step in range(8, 32, 2)})  # four steps between two sizes
@@ -56,6 +58,7 @@ class Predictor:
         self._plan = [(rows, runtimes[name]) for rows, name in changes]
         self._folder = folder
         self._reference: Reference | None = None
+        self._profile: Profile | None = None
 
     @classmethod
     def load(cls, folder: str | Path, version: int = 0, digest: str | None = None) -> Predictor:
@@ -95,6 +98,23 @@ class Predictor:
         if self._reference is None:
             self._reference = Reference.from_bytes((self._folder / "reference.npz").read_bytes())
         return self._reference
+
+    @property
+    def profile(self) -> Profile:
+        """The reference as counts, frozen with the version; a package from before there was one has it learned again."""
+        if self._profile is None:
+            made = PROFILE in self.manifest.files
+            self._profile = (
+                Profile.from_bytes((self._folder / PROFILE).read_bytes())
+                if made
+                else self.reference.profile(self.contract)
+            )
+        return self._profile
+
+    @property
+    def bins(self) -> Bins:
+        """What this version's traffic is counted in."""
+        return self.profile.bins
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
         """Request rows as the model's matrix, ``(n_rows, n_features)`` float32.

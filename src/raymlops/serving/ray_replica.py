@@ -19,7 +19,7 @@ import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from raymlops.errors import NotReady, RaymlopsError, UnknownEndpoint, UnknownVersion
+from raymlops.errors import NotReady, Overloaded, RaymlopsError, UnknownEndpoint, UnknownVersion
 from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict, warm
@@ -41,7 +41,6 @@ from raymlops.serving.inference import describe_server
 from raymlops.serving.listener import DRAIN_S, Listener, bind, make_server
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
-from raymlops.serving.recorder import without_rows
 from raymlops.serving.retry import retried
 from raymlops.serving.routes import error_words
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
@@ -54,7 +53,7 @@ log = logging.getLogger(__name__)
 WAIT_S = 10.0
 RETRY_S = 0.5
 NOTICE_S = 0.5
-MAX_UNREAD_BATCHES = 8
+MAX_UNREAD_BATCHES = 4
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _SERVER = {"/v2": None, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
 _MODEL_PATH = re.compile(r"/v2/models/([a-z0-9][a-z0-9_-]{0,62})(?:/|$)")
@@ -128,7 +127,7 @@ def _died(error: Exception) -> bool:
 
 
 class StewardSink:
-    """Tells the steward what was served. When the steward lags, rows are left out and figures still go."""
+    """Tells the steward what was served. When it lags, nothing is taken until it has caught up."""
 
     def __init__(self) -> None:
         self.steward: Any = None
@@ -138,7 +137,7 @@ class StewardSink:
         if self.steward is None:
             raise NotReady("The steward is not there; figures are kept until it is.")
         if self._unread >= MAX_UNREAD_BATCHES:
-            batch = without_rows(batch)
+            raise Overloaded(f"The steward has {self._unread} batches to read; what is new is added to the next one.")
         self._unread += 1
         self.steward.observe.remote(batch).future().add_done_callback(self._read)
 

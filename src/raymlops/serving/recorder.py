@@ -15,7 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from raymlops.data.served import PREFIX
 from raymlops.serving.analysis import StatsRecorder, VariantStats
 from raymlops.serving.batching import Answer
 from raymlops.serving.logfile import Served, packed, to_parquet
+from raymlops.serving.telling import Sink, Teller
+from raymlops.sketch.histogram import Bins
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 log = logging.getLogger(__name__)
@@ -31,8 +34,6 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
 MAX_WAITING_ROWS = 100_000
-MAX_SINK_ROWS = 5_000
-SINK_ROWS_S = 5_000.0  # rows a second that are told on average; figures are always told
 
 
 class PredictionStore(Protocol):
@@ -51,12 +52,6 @@ class LogFiles(Protocol):
     """Where the prediction log is kept; :class:`raymlops.lake.Lake` is one. Called from a thread."""
 
     def write(self, key: str, content: bytes) -> None: ...
-
-
-class Sink(Protocol):
-    """Who is told what was served; must return at once."""
-
-    def observe(self, batch: dict[str, Any]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -91,7 +86,8 @@ class Recorder:
     ) -> None:
         self.endpoint, self.flush_s = endpoint, flush_s
         self.series = secrets.token_hex(8)
-        self._store, self._files, self._sink, self._executor = store, files, sink, executor
+        self._store, self._files, self._executor = store, files, executor
+        self._teller = Teller(endpoint, sink, self.text, flush_s)
         self._max_rows = max_rows
         self._next = self._stored_below = 0
         self._served: list[Served] = []
@@ -101,12 +97,14 @@ class Recorder:
         self._parts: list[_Part] = []
         self._ids: set[str] = set()
         self._stats: dict[int, StatsRecorder] = defaultdict(StatsRecorder)
-        self._unsent: dict[int, VariantStats] = {}
         self._totals: dict[int, VariantStats] = defaultdict(VariantStats)
         self._full = asyncio.Event()
         self._flushing = asyncio.Lock()
-        self._allowed, self._told_at = float(MAX_SINK_ROWS), time.monotonic()
-        self.rows = self.dropped = self._dropped_told = 0
+        self.rows = self.dropped = 0
+
+    def watch(self, version: int, bins: Bins) -> None:
+        """This version is the champion now: its rows are counted in these bins for the monitor."""
+        self._teller.watch(version, bins)
 
     # --- on the request's path ----------------------------------------------------------------------
 
@@ -202,8 +200,9 @@ class Recorder:
                 log.exception("%s: the prediction log could not be written; its rows wait", self.endpoint)
                 await asyncio.sleep(self.flush_s)
 
-    async def flush(self) -> None:
-        """Hand over everything that waits. Rows are in the store when this returns.
+    async def flush(self, *, last: bool = False) -> None:
+        """Hand over everything that waits. Rows are in the store when this returns; the monitor is told in its own time, or
+        now when this is the ``last`` call.
 
         Raises
         ------
@@ -218,8 +217,9 @@ class Recorder:
             loop = asyncio.get_running_loop()
             if fresh or copies:
                 self._parts.append(_Part(fresh, rows, copies))
-            if fresh or stats or self._unsent:
-                await loop.run_in_executor(self._executor, self._tell, fresh, stats)
+            if fresh or stats or self._teller.waits:
+                tell = partial(self._teller.tell, fresh, stats, self.dropped, last=last)
+                await loop.run_in_executor(self._executor, tell)
             while self._parts:
                 part = self._parts[0]
                 await loop.run_in_executor(self._executor, self._write_now, part)
@@ -253,44 +253,6 @@ class Recorder:
         for number, content in enumerate(to_parquet(part.served, self.text)):
             name = f"{part.id}-{number}" if number else part.id
             self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{name}.parquet", content)
-
-    def _tell(self, fresh: list[Served], stats: dict[int, VariantStats]) -> None:
-        """Give the sink one batch a version: the encoded width may differ between versions."""
-        by_version: dict[int, list[Served]] = defaultdict(list)
-        for item in fresh:
-            by_version[item.version].append(item)
-        stats = self._with_scores(by_version, stats)
-        now = time.monotonic()
-        self._allowed = min(MAX_SINK_ROWS, self._allowed + SINK_ROWS_S * (now - self._told_at))
-        self._told_at = now
-        limit = int(self._allowed / max(1, len(by_version)))
-        batches = [_batch(items, limit) for items in by_version.values()] or [_batch([], limit)]
-        self._allowed -= sum(len(batch["scores"]) for batch in batches)
-        batches[0]["stats"] = {version: item.to_dict() for version, item in stats.items()}
-        batches[0]["dropped"] = self.dropped - self._dropped_told
-        self._unsent = stats
-        try:
-            for batch in batches:
-                self._sink.observe(batch)
-                self._unsent, self._dropped_told = {}, self.dropped
-        except Exception as error:
-            log.warning("%s: figures are kept, nobody takes them: %s", self.endpoint, error)
-
-    def _with_scores(
-        self, by_version: dict[int, list[Served]], stats: dict[int, VariantStats]
-    ) -> dict[int, VariantStats]:
-        """The figures to tell: with the sums of the scores, and what could not be told before."""
-        fresh = dict(stats)
-        for version, items in by_version.items():
-            scores = np.concatenate([item.answer.scores for item in items])
-            scores = scores[np.isfinite(scores)]
-            sums = VariantStats(
-                score_n=len(scores), score_sum=float(scores.sum()), score_sumsq=float((scores * scores).sum())
-            )
-            fresh[version] = fresh.get(version, VariantStats()) + sums
-        for version, waiting in self._unsent.items():
-            fresh[version] = fresh.get(version, VariantStats()) + waiting
-        return fresh
 
 
 class LabelWriter:
@@ -344,35 +306,3 @@ class LabelWriter:
                 if not future.done():
                     future.set_result(outcomes[start : start + len(part)])
                 start += len(part)
-
-
-def _batch(served: Sequence[Served], limit: int) -> dict[str, Any]:
-    """Arrays over rows, at most ``limit``, spread evenly; ``cut`` counts the rows left out."""
-    counts = [len(item.answer.scores) for item in served]
-    total = sum(counts)
-    keep: Any = slice(None)
-    if total > limit:
-        keep = np.arange(limit) * total // max(1, limit)
-
-    def spread(values: list[Any], dtype: Any) -> np.ndarray[Any, Any]:
-        return np.repeat(np.array(values, dtype=dtype), counts)[keep]
-
-    x = np.concatenate([item.answer.x for item in served]) if served else np.empty((0, 0), dtype=np.float32)
-    scores = np.concatenate([item.answer.scores for item in served]) if served else np.empty(0)
-    return {
-        "x": x[keep],
-        "scores": scores[keep],
-        "versions": spread([item.version for item in served], np.int64),
-        "variants": spread([item.variant for item in served], "U10"),
-        "served_at": spread([item.served_at for item in served], np.float64),
-        "latency_ms": spread([item.latency_ms for item in served], np.float64),
-        "stats": {},
-        "dropped": 0,
-        "cut": max(0, total - limit),
-    }
-
-
-def without_rows(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its figures and no rows, for a sink that cannot keep up."""
-    cut = batch["cut"] + len(batch["scores"])
-    return {name: value[:0] if isinstance(value, np.ndarray) else value for name, value in batch.items()} | {"cut": cut}

@@ -16,6 +16,7 @@ from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import PredictRequest, Row
 from raymlops.serving.recorder import Recorder
 from raymlops.serving.traffic import TrafficSplit, draw
+from raymlops.sketch.histogram import Bins
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Loaded:
     version: int
     model: Model
     batcher: TickBatcher
+    bins: Bins
 
 
 @dataclass(slots=True)
@@ -140,6 +142,7 @@ class Variants:
         kept = {version: self._loaded[version] for version in split.warm if version in self._loaded}
         self._loaded = kept | {champion.version: champion}
         self._champion, self._split = champion, split
+        self._recorder.watch(champion.version, champion.bins)
         asked = self._isolated.get(split.challenger) if split.challenger is not None else None
         self._isolated = {}
         if split.challenger is not None:
@@ -173,13 +176,13 @@ class Variants:
         return await asyncio.shield(task)
 
     async def _load_now(self, version: int) -> Loaded:
-        def work() -> Model:
+        def work() -> tuple[Model, Bins]:
             model = self._packages.load(version)
             warm(model)
-            return model
+            return model, model.bins
 
-        model = await asyncio.get_running_loop().run_in_executor(None, work)
-        return Loaded(version, model, TickBatcher(self._computer(model)))
+        model, bins = await asyncio.get_running_loop().run_in_executor(None, work)
+        return Loaded(version, model, TickBatcher(self._computer(model)), bins)
 
     def _computer(self, model: Model) -> Callable[[Sequence[Row]], Answer | Awaitable[Answer]]:
         def compute(rows: Sequence[Row]) -> Answer | Awaitable[Answer]:

@@ -18,6 +18,7 @@ from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
+from raymlops.sketch.profile import Profile
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
 
 
@@ -35,6 +36,13 @@ def small_contract() -> DataContract:
     )
 
 
+def small_profile() -> Profile:
+    """The reference of a model of :func:`small_contract`: 200 rows over its whole range, scores from 0 to 1."""
+    span = np.linspace(-1.0, 1.0, 200)
+    x = np.column_stack((span, span[::-1], np.arange(200) % 2))
+    return Profile.learn(x, np.linspace(0.0, 1.0, 200), small_contract().names, {2: 2})
+
+
 class FakeModel:
     """Answers ``probability`` for every row.
 
@@ -48,6 +56,7 @@ class FakeModel:
         self.contract = small_contract()
         self.probability, self.fault = probability, fault
         self.batches: list[int] = []
+        self.bins = small_profile().bins
 
     @property
     def inputs(self) -> tuple[Column, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
-from raymlops.monitor.cells import CellGrid
+from raymlops.sketch.cells import CellGrid
 
 CELLS = 64
 """Quantile cells of a numeric column, not counting the one below and the one above the reference's range."""
@@ -73,15 +73,25 @@ class Bins:
             np.arange(kinds[i] + 1, dtype=np.float64) - 0.5 if i in kinds else _quantile_edges(x[:, i])
             for i in range(len(columns))
         )
+        return cls.over(columns, edges)
+
+    @classmethod
+    def over(cls, columns: Sequence[str], edges: Sequence[NDArray[np.float64]]) -> Bins:
+        """Bins with these borders, one array a column."""
         content = hashlib.sha256(repr(tuple(columns)).encode())
         for edge in edges:
             content.update(len(edge).to_bytes(4, "little") + edge.tobytes())
-        return cls(tuple(columns), edges, content.hexdigest(), tuple(CellGrid.build(edge) for edge in edges))
+        return cls(tuple(columns), tuple(edges), content.hexdigest(), tuple(CellGrid.build(edge) for edge in edges))
 
     @property
     def width(self) -> int:
         """Cells of the widest column."""
         return max((len(edge) + 1 for edge in self.edges), default=1)
+
+    def outside(self, cells: NDArray[np.int16]) -> NDArray[np.bool_]:
+        """Of cells ``(n_columns, n_rows)`` those that the reference has not: below, above, unseen or infinite."""
+        last = np.array([len(edge) for edge in self.edges], dtype=np.int16)[:, None]
+        return (cells == 0) | (cells == last) | (cells == self.width + 1)
 
     def locate(self, x: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
         """The cell of every value of ``x`` ``(n_rows, n_columns)``, as ``(n_columns, n_rows)``.
@@ -188,6 +198,11 @@ class Sketch:
             self.missing + other.missing,
             self.infinite + other.infinite,
         )
+
+    def __sub__(self, part: Sketch) -> Sketch:
+        """What is left when the rows of ``part``, which are among these, are taken out."""
+        taken = Sketch(part.bins, -part.rows, -part.counts, -part.missing, -part.infinite)
+        return self + taken
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sketch) and self.to_dict() == other.to_dict()
