@@ -23,7 +23,9 @@ from raymlops.sketch.histogram import Bins
 from raymlops.sketch.profile import Profile
 
 Floats = npt.NDArray[np.floating[Any]]
-_PLANNED = sorted({size * step // 8 for size in BATCH_SIZES for step in range(8, 32, 2)})  # four steps between two sizes
+_PLANNED = sorted(
+    {size * step // 8 for size in BATCH_SIZES for step in range(8, 32, 2)}
+)  # four steps between two sizes
 
 
 class Predictor:
