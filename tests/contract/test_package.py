@@ -90,8 +90,8 @@ def test_the_faster_runtime_for_a_batch_answers_it(tmp_path: Path) -> None:
     }
     times = {"onnx": {"1": 1.0, "16": 9.0, "64": 5.0}, "native": {"1": 2.0, "16": 8.0, "64": 6.0}}
     manifest = replace(manifest, batch_us=times)
-    assert [manifest.runtime_for(rows) for rows in (1, 15, 16, 63, 64, 9999)] == [
-        *("onnx", "onnx", "native", "native", "onnx", "onnx")
+    assert [manifest.runtime_for(rows) for rows in (1, 8, 9, 16, 39, 41, 64, 9999)] == [
+        *("onnx", "onnx", "native", "native", "native", "onnx", "onnx", "onnx")
     ]
     assert replace(manifest, batch_us={}).runtime_for(64) == manifest.runtime
 

@@ -16,7 +16,7 @@ import pytest
 from raymlops.data.schema import learn_contract
 from raymlops.errors import ContractViolation, DigestMismatch
 from raymlops.registry.package import Reference, build_package
-from raymlops.registry.runtime import load_native
+from raymlops.registry.runtime import load_estimator
 from raymlops.search import candidates
 from raymlops.search.calibration import Calibration
 from raymlops.search.decision import Decision
@@ -71,7 +71,7 @@ def test_calibration_and_threshold_travel_with_the_package_and_apply_to_every_ru
         calibration=Calibration(kind="platt", params={"a": (0.5,), "c": (-0.25,)}),
         threshold=Threshold(value=0.3, rule="fixed"),
     )
-    native = load_native(tmp_path / "package", plain.manifest.form, "binary", 2).estimator
+    native = load_estimator(tmp_path / "package", plain.manifest.form, "binary", 2)
     build_package(tmp_path / "decided", native, plain.contract, None, plain.reference, {}, decision=decision)
     predictor = Predictor.load(tmp_path / "decided")
     assert predictor.decision == decision
@@ -111,9 +111,9 @@ def test_each_batch_goes_to_the_runtime_its_size_asks_for(make: Make) -> None:
     times = {"onnx": {"1": 1.0, "16": 9.0}, "native": {"1": 2.0, "16": 8.0}}
     runtimes = {name: Named(name) for name in times}
     predictor = Predictor(runtimes, loaded.contract, None, replace(loaded.manifest, batch_us=times), Path())
-    for rows in (1, 15, 16, 2000):
+    for rows in (1, 8, 9, 2000):
         predictor.predict(np.zeros((rows, 2), dtype=np.float32))
-    assert asked == [("onnx", 1), ("onnx", 15), ("native", 16), ("native", 2000)]
+    assert asked == [("onnx", 1), ("onnx", 8), ("native", 9), ("native", 2000)]
 
 
 def test_a_multiclass_answer_gives_every_classs_probability_in_the_contracts_order(make: Make) -> None:

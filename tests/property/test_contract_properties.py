@@ -10,6 +10,7 @@ import pandas as pd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from raymlops.data.rows import FlatRows, join_rows
 from raymlops.data.schema import Column, DataContract, learn_contract
 from raymlops.data.snapshot import fingerprint_of
 from raymlops.data.snapshot_print import ContentPrint
@@ -120,3 +121,31 @@ def test_the_fingerprint_follows_the_values_only(rows: list[dict[str, object]]) 
     assert first == fingerprint_of(ContentPrint.of(again), {})
     assert first != fingerprint_of(ContentPrint.of(frame.assign(whole=frame.whole + 1)), {})
     assert first != fingerprint_of(ContentPrint.of(frame), {"time": "t"})
+
+
+@given(ROWS, st.permutations(sorted(VALUES)), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_flat_list_of_values_encodes_as_the_rows_it_stands_for(
+    rows: list[dict[str, object]], order: list[str], odd: bool
+) -> None:
+    contract = learn_contract(framed(rows), "y", "binary")
+    names = tuple(order) if odd else contract.names
+    flat = FlatRows(names, [row[name] for row in rows for name in names])
+    assert list(flat) == rows
+    assert (flat[-1], flat[:2]) == (rows[-1], rows[:2])
+    np.testing.assert_array_equal(contract.encode_rows(flat), contract.encode_rows(rows))
+    joined = join_rows([flat, flat])
+    assert isinstance(joined, FlatRows)
+    np.testing.assert_array_equal(contract.encode_rows(joined), contract.encode_rows(rows + rows))
+    assert join_rows([flat, rows]) == rows + rows
+
+
+@given(ROWS, st.lists(ANYTHING, min_size=4, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_a_flat_list_is_refused_in_the_words_of_its_rows(rows: list[dict[str, object]], values: list[object]) -> None:
+    contract = learn_contract(framed(rows), "y", "binary")
+    flat = FlatRows(contract.names, [*values, *(rows[0][name] for name in contract.names)])
+    fast, said = outcome(contract.encode_rows, flat)  # type: ignore[arg-type]
+    slow, said_too = outcome(contract._encode_slowly, list(flat))
+    assert said == said_too
+    np.testing.assert_array_equal(fast, slow)

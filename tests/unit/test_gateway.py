@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +19,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raymlops.blocks import Block
+from raymlops.blocks import Block, request_id
 from raymlops.clock import ManualClock
 from raymlops.data.schema import Column, DataContract
-from raymlops.data.served import LOG_COLUMNS, read_labelled
+from raymlops.data.served import LOG_COLUMNS, read_labelled, read_served
 from raymlops.errors import ContractViolation, DataError, StoreError
 from raymlops.lake import Lake
 from raymlops.serving import gateway as gateway_module
 from raymlops.serving.analysis import VariantStats
+from raymlops.serving.batching import answer_rows
 from raymlops.serving.gateway import Gateway
-from raymlops.serving.recorder import Recorder
+from raymlops.serving.logfile import Served, own_ids, packed, to_parquet
+from raymlops.serving.recorder import LOG_ROWS, Recorder
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.sketch.observed import Observed
@@ -39,6 +44,32 @@ from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, L
 ROW = {"a": 0.5, "b": 0.25, "c": "x"}
 CHAMPION_ONLY = TrafficSplit(number=1, champion=1)
 ALL_TO_2 = TrafficSplit(number=2, champion=1, challenger=2, weight=1.0)
+
+
+class ListStore:
+    """Keeps blocks in a list."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    def add_block(self, endpoint: str, block: Block) -> None:
+        self.blocks.append(block)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"nothing asks for {name}")
+
+
+class ListLake:
+    """Keeps files in a dictionary, while it has room."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, bytes] = {}
+        self.full = False
+
+    def write(self, key: str, content: bytes) -> None:
+        if self.full:
+            raise OSError("no space left")
+        self.written[key] = content
 
 
 @dataclass
@@ -139,9 +170,9 @@ def test_the_champion_answers(run: Callable[..., None]) -> None:
 
 def test_a_request_id_comes_from_the_header_when_it_is_one(run: Callable[..., None]) -> None:
     async def scenario(world: World) -> None:
-        for given, kept in (("abc-1", True), ("bad id", False), ("x" * 100, False)):
-            answer = await world.client.post("/predict", json={"rows": [ROW]}, headers={"x-request-id": given})
-            assert (answer.json()["request_id"] == given) is kept
+        for sent, kept in (("abc-1", True), ("bad id", False), ("x" * 100, False)):
+            answer = await world.client.post("/predict", json={"rows": [ROW]}, headers={"x-request-id": sent})
+            assert (answer.json()["request_id"] == sent) is kept
             assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
     run(scenario)
@@ -766,12 +797,10 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
 
 
 def test_a_feature_with_the_name_of_a_log_column_is_kept_beside_it() -> None:
-    from raymlops.serving.batching import answer_rows
-    from raymlops.serving.logfile import Served, to_parquet
 
     item = Served(["r"], [1], [{"score": 7, "mixed": 1}], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0)
     other = Served([5], [1], [{"score": 8, "mixed": "z"}], item.answer, 1, "champion", 0.0, 1.0)
-    (content,) = to_parquet([item, other], "own-{}".format)
+    (content,) = to_parquet([item, other], "own")
     table = pq.read_table(io.BytesIO(content)).to_pydict()
     assert table["request_id"] == ["r", "own-5"]
     assert table["score"] == [0.75, 0.75]
@@ -788,6 +817,7 @@ def test_labels_find_their_rows_and_train_the_next_model(run: Callable[..., None
         assert (answer.status_code, answer.json()) == (200, {"stored": 2, "duplicate": 0})
         again = await world.client.post("/feedback", json={"request_id": "r1", "label": 1})
         assert again.json() == {"stored": 0, "duplicate": 1}
+        await world.gateway.close()
         frame = read_labelled(world.lake, world.store, "churn", "target")
         assert frame["target"].tolist() == [1, 0]
         assert world.gateway.status()["labels"] == 2
@@ -808,6 +838,7 @@ def test_labels_find_the_rows_of_ids_the_gateway_gave(run: Callable[..., None]) 
         assert [(o.request_id, o.score, o.variant) for o in world.store.outcomes("churn")] == [
             (given, 0.25, "champion") for given in answers
         ]
+        await world.gateway.close()
         assert len(read_labelled(world.lake, world.store, "churn", "target")) == 6
         assert world.store.counts("churn")["predictions"] == 9
 
@@ -921,7 +952,7 @@ def test_rows_wait_while_the_store_is_down(run: Callable[..., None], tmp_path: P
         store.down = False
         await world.gateway.close()
         assert world.store.counts("churn")["predictions"] == 2
-        assert len(list(world.lake.keys("served/churn"))) == 2
+        assert read_served(world.lake, "churn")["request_id"].tolist() == ["r1", "r2"]
         assert world.figures()[1].requests == 2
 
     run(scenario, store=store)
@@ -954,10 +985,6 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
             return None
 
     async def main() -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        from raymlops.serving.batching import answer_rows
-        from raymlops.serving.logfile import Served
 
         sink = ListSink()
         recorder = Recorder("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1), max_rows=3)
@@ -990,6 +1017,62 @@ def test_a_new_champions_rows_are_counted_in_its_own_bins(run: Callable[..., Non
         assert told == [(1, world.models[1].bins.digest, 1), (2, bins.digest, 1)]
 
     run(scenario)
+
+
+def test_the_log_is_written_in_its_own_time_and_the_store_at_once() -> None:
+    async def main() -> None:
+        store, lake = ListStore(), ListLake()
+        recorder = Recorder("churn", store, lake, ListSink(), ThreadPoolExecutor(1))
+
+        def serve(rows: int) -> None:
+            ids = [recorder.number() for _ in range(rows)]
+            answer = answer_rows(FakeModel(), [ROW] * rows)
+            recorder.served(Served(ids, [1] * rows, [ROW] * rows, answer, 1, "champion", 0.0, 1.0))
+
+        serve(2)
+        await recorder.flush()
+        serve(1)
+        await recorder.flush()
+        assert [len(block.scores) for block in store.blocks] == [2, 1]
+        assert lake.written == {}
+        serve(LOG_ROWS - 3)
+        await recorder.flush()
+        assert [pq.read_metadata(io.BytesIO(content)).num_rows for content in lake.written.values()] == [LOG_ROWS]
+        serve(1)
+        await recorder.flush(last=True)
+        assert len(lake.written) == 2
+
+    asyncio.run(main())
+
+
+def test_a_log_that_cannot_be_written_holds_no_row_back_from_the_store_and_is_bounded() -> None:
+    async def main() -> None:
+        store, lake = ListStore(), ListLake()
+        lake.full = True
+        recorder = Recorder("churn", store, lake, ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        for _ in range(2):
+            recorder.served(
+                Served(
+                    [recorder.number()], [2], [ROW] * 2, answer_rows(FakeModel(), [ROW] * 2), 1, "champion", 0.0, 1.0
+                )
+            )
+            with pytest.raises(OSError, match="no space"):
+                await recorder.flush(last=True)
+        assert [len(block.scores) for block in store.blocks] == [2]
+        assert (recorder.rows, recorder.dropped) == (4, 2)
+        lake.full = False
+        await recorder.flush()
+        assert len(lake.written) == 1
+
+    asyncio.run(main())
+
+
+@given(st.lists(st.integers(1, 2**60 - 1), min_size=1, max_size=20))
+def test_ids_are_made_together_as_one_by_one(numbers: list[int]) -> None:
+    series = "00f1e2d3c4b5a697"
+    made = own_ids(series, np.array(numbers, dtype=np.int64))
+    made.validate(full=True)
+    assert made.to_pylist() == [request_id(series, number) for number in numbers]
 
 
 def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:
@@ -1033,8 +1116,6 @@ def test_the_flusher_runs_from_startup_to_shutdown(run: Callable[..., None]) -> 
 
 
 def test_rows_without_a_finite_score_are_kept_without_one() -> None:
-    from raymlops.serving.batching import answer_rows
-    from raymlops.serving.logfile import Served, packed
 
     answer = answer_rows(FakeModel(fault="nan"), [ROW, ROW])
     block, (row,) = packed("0" * 16, [Served(["r", 9], [1, 1], [ROW, ROW], answer, 1, "champion", 5.0, 1.0)])

@@ -29,13 +29,14 @@ def test_one_tensor_a_column() -> None:
         id="i1",
         parameters={"key": "k"},
     )
-    assert request.rows == [{"b": "x", "a": 1.0}, {"b": "y", "a": 2.0}]
+    assert list(request.rows) == [{"b": "x", "a": 1.0}, {"b": "y", "a": 2.0}]
     assert (request.request_id, request.key) == ("i1", "k")
 
 
 @pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]]])
 def test_one_tensor_for_all_columns(data: list[object]) -> None:
-    assert infer(tensor("input-0", [2, 2], "FP64", data)).rows == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+    request = infer(tensor("input-0", [2, 2], "FP64", data))
+    assert list(request.rows) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pandas as pd
 
 from raymlops.data.contract_checks import Bounds, check_frame, check_rows
 from raymlops.data.contract_rules import Rule, check_types
+from raymlops.data.rows import FlatRows
 from raymlops.data.schema_column import (
     ENOUGH,
     MAX_FAILURES,
@@ -90,6 +91,12 @@ class _Group:
         many = len(indices) > 1
 
         def values(rows: Sequence[Any]) -> list[Any]:
+            if isinstance(rows, FlatRows):
+                width = len(rows.names)
+                if len(indices) == width:
+                    return rows.values
+                parts = [rows.values[index::width] for index in indices]
+                return list(itertools.chain.from_iterable(zip(*parts, strict=True))) if many else parts[0]
             return list(itertools.chain.from_iterable(map(pick, rows)) if many else map(pick, rows))
 
         codes = {v: float(i) for i, v in enumerate(first.categories)} if first.kind == "category" else None
@@ -296,7 +303,10 @@ class DataContract:
         if not rows or not plan.names:
             return self._encode_slowly(rows), None
         try:
-            if set(map(len, rows)) != {len(plan.names)}:
+            if isinstance(rows, FlatRows):
+                if rows.names != plan.names:
+                    return self.encode_sent(list(rows))
+            elif set(map(len, rows)) != {len(plan.names)}:
                 return self._encode_slowly(rows), None
             whole = np.empty((len(rows), len(plan.names)), dtype=np.float64)
             for group in plan.groups:

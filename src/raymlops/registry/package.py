@@ -28,7 +28,7 @@ from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
-from raymlops.registry.runtime import NativeRuntime, OnnxRuntime, Runtime, load_native, to_onnx
+from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native, to_onnx
 from raymlops.search.decision import Decision
 from raymlops.search.estimators import XGBoostEstimator
 from raymlops.sketch.profile import Profile
@@ -132,13 +132,13 @@ class Manifest:
     digest: str = field(default="", compare=False)
 
     def runtime_for(self, rows: int) -> Literal["onnx", "native"]:
-        """The faster runtime for a batch of ``rows``, by the largest measured size that is not above it."""
+        """The faster runtime for a batch of ``rows``; between two measured sizes, by the line through their times."""
         native, onnx = self.batch_us.get("native", {}), self.batch_us.get("onnx", {})
-        measured = sorted((int(size) for size in native if size in onnx), reverse=True)
-        size = next((size for size in measured if size <= rows), None)
-        if size is None:
+        sizes = sorted(int(size) for size in native if size in onnx)
+        if not sizes:
             return self.runtime
-        return "onnx" if onnx[str(size)] < native[str(size)] else "native"
+        ahead = [native[str(size)] - onnx[str(size)] for size in sizes]
+        return "onnx" if np.interp(rows, sizes, ahead) > 0 else "native"
 
     def to_bytes(self) -> bytes:
         names = ("files", "form", "runtime", "onnx", "latency_us", "batch_us", "versions", "metadata")
@@ -255,7 +255,7 @@ def by_value(thing: Any, defined_by: Any) -> bytes:
 
 
 def _onnx(
-    estimator: Estimator, native: NativeRuntime, contract: DataContract, reference: Reference
+    estimator: Estimator, native: Runtime, contract: DataContract, reference: Reference
 ) -> tuple[bytes | None, str]:
     """The ONNX form, or the reason why there is none."""
     try:

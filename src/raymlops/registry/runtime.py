@@ -51,22 +51,31 @@ class NativeRuntime:
     """The library that trained the model."""
 
     def __init__(self, estimator: Estimator) -> None:
-        self.estimator = estimator
-        # XGBoost was told its threads; OpenMP inside scikit-learn is held only while it predicts.
-        self._pools = None if isinstance(estimator, XGBoostEstimator) else ThreadpoolController()
+        self._estimator = estimator
+        # OpenMP inside scikit-learn is held only while it predicts; XGBoost was told its threads.
+        self._pools = ThreadpoolController()
 
     def predict(self, x: Floats) -> Floats:
-        if self._pools is None:
-            return self.estimator.predict(x)
         with self._pools.limit(limits=1):
-            return self.estimator.predict(x)
+            return self._estimator.predict(x)
 
 
-def load_native(folder: Path, form: str, task: Task, n_classes: int) -> NativeRuntime:
-    """The native model of a verified package; ``form`` is ``"xgboost"`` (JSON) or ``"pickle"``."""
+def load_estimator(folder: Path, form: str, task: Task, n_classes: int) -> Estimator:
+    """What a verified package was trained as; ``form`` is ``"xgboost"`` (JSON) or ``"pickle"``."""
     if form == "xgboost":
-        return NativeRuntime(XGBoostEstimator.load(folder / "model.json", task, n_classes))
-    return NativeRuntime(pickle.loads((folder / "model.pkl").read_bytes()))
+        return XGBoostEstimator.load(folder / "model.json", task, n_classes)
+    loaded: Estimator = pickle.loads((folder / "model.pkl").read_bytes())
+    return loaded
+
+
+def load_native(folder: Path, form: str, task: Task, n_classes: int) -> Runtime:
+    """The native model of a verified package, as it predicts fastest."""
+    estimator = load_estimator(folder, form, task, n_classes)
+    if isinstance(estimator, XGBoostEstimator) and estimator.booster is not None:
+        from raymlops.registry.booster import BoosterRuntime
+
+        return BoosterRuntime(estimator.booster)
+    return NativeRuntime(estimator)
 
 
 def to_onnx(estimator: Estimator, n_features: int) -> bytes:

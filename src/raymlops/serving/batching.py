@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.data.rows import join_rows
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.errors import DataError, ModelFault
 from raymlops.serving.protocol import Row
@@ -132,7 +133,7 @@ class TickBatcher:
     def _start(self, group: Sequence[_Waiting]) -> None:
         if not group:
             return
-        rows = group[0][0] if len(group) == 1 else [row for rows, _ in group for row in rows]
+        rows = join_rows([rows for rows, _ in group])
         try:
             result = self._run(rows)
         except Exception as error:

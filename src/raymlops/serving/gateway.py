@@ -51,7 +51,7 @@ from raymlops.serving.http import (
     version_headers,
     with_id,
 )
-from raymlops.serving.inference import describe_model, describe_server, format_infer, parse_infer
+from raymlops.serving.inference import InferRequest, describe_model, describe_server, format_infer, parse_infer
 from raymlops.serving.lane import Lane
 from raymlops.serving.logfile import Served
 from raymlops.serving.protocol import (
@@ -177,9 +177,14 @@ class Gateway:
         """Rows that :attr:`lane` left to the usual way, for the ``challenger`` it picked or for the champion."""
         self._in_flight += 1
         headers = {} if request_id is None else {b"x-request-id": request_id.encode()}
+        infer = isinstance(parsed, InferRequest)
+        answering = self._answer_infer if infer else self._answer_rows
         try:
             response = await self._guarded(
-                self._answer_rows(parsed, headers, challenger), f"rows for {challenger}", headers
+                answering(parsed, headers, challenger),
+                f"rows for {challenger}",
+                headers,
+                "/v2" if infer else "/predict",
             )
         finally:
             self._in_flight -= 1
@@ -290,8 +295,14 @@ class Gateway:
         parsed = parse_infer(request.body, columns, self.limits.max_rows)
         named = request.version
         challenger = self._variants.pick(parsed) if named is None else self._variants.named(named)
-        own, version, variant, answer = await self._serve(parsed, request.headers, challenger)
-        body = format_infer(self.endpoint, version, own, answer.predictions, answer.probabilities, parsed.outputs)
+        return await self._answer_infer(parsed, request.headers, challenger)
+
+    async def _answer_infer(
+        self, parsed: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None
+    ) -> Response:
+        own, version, variant, answer = await self._serve(parsed, headers, challenger)
+        wanted = parsed.outputs if isinstance(parsed, InferRequest) else None
+        body = format_infer(self.endpoint, version, own, answer.predictions, answer.probabilities, wanted)
         return json_response(body, headers=served_headers(own, version, variant))
 
     async def _invocations(self, request: Request) -> Response:

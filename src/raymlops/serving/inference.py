@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
+from itertools import chain
 from typing import Any
 
 import orjson
 
+from raymlops.data.rows import FlatRows
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import MalformedRequest, RaymlopsError
 from raymlops.serving.checks import as_object, check_count, check_key, check_own_id, check_rows, kind_of, show
-from raymlops.serving.protocol import PredictRequest, Row
+from raymlops.serving.protocol import PredictRequest
 from raymlops.serving.strict import parse_json
 
 MAX_DIMENSIONS = 8
@@ -56,16 +58,18 @@ def parse_infer(body: bytes, columns: Sequence[str], max_rows: int) -> InferRequ
         raise MalformedRequest('"inputs" must be a list of tensors, each with name, shape, datatype and data.')
     read = [_tensor(index, tensor) for index, tensor in enumerate(tensors)]
     if len(read) == 1 and len(read[0][1]) == 2 and read[0][1][1] == len(columns) and (len(columns) > 1):
-        _, (count, width), data = read[0]
+        _, (count, _), data = read[0]
         check_count(count, max_rows)
-        rows = [dict(zip(columns, data[i * width : (i + 1) * width], strict=True)) for i in range(count)]
+        rows = FlatRows(tuple(columns), data)
     else:
         rows = _rows_of_columns(read, max_rows)
+    if not len(rows):
+        check_rows([], max_rows)
     parameters = fields.get("parameters")
     if parameters is not None and type(parameters) is not dict:
         raise MalformedRequest(f'"parameters" is {kind_of(parameters)}, not an object.')
     return InferRequest(
-        rows=check_rows(rows, max_rows),
+        rows=rows,
         key=check_key((parameters or {}).get("key")),
         request_id=check_own_id({"request_id": fields.get("id")}),
         outputs=_wanted(fields.get("outputs")),
@@ -90,7 +94,7 @@ def _wanted(outputs: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _rows_of_columns(read: list[tuple[str, list[int], list[Any]]], max_rows: int) -> list[Row]:
+def _rows_of_columns(read: list[tuple[str, list[int], list[Any]]], max_rows: int) -> FlatRows:
     names = [name for name, _, _ in read]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
@@ -106,7 +110,7 @@ def _rows_of_columns(read: list[tuple[str, list[int], list[Any]]], max_rows: int
         raise MalformedRequest(f"The inputs differ in their number of rows: {sorted(counts)}.")
     count = counts.pop()
     check_count(count, max_rows)
-    return [dict(zip(names, values, strict=True)) for values in zip(*(data for _, _, data in read), strict=True)]
+    return FlatRows(tuple(names), list(chain.from_iterable(zip(*(data for _, _, data in read), strict=True))))
 
 
 def _tensor(index: int, tensor: Any) -> tuple[str, list[int], list[Any]]:
@@ -136,12 +140,12 @@ def _flat(name: str, data: Any) -> list[Any]:
     if type(data) is not list:
         raise MalformedRequest(f"Input {name!r}: data must be a list, got {kind_of(data)}.")
     if data and type(data[0]) is list:
-        if any(type(part) is not list for part in data):
+        if set(map(type, data)) != {list}:
             raise MalformedRequest(f"Input {name!r}: data mixes lists and values.")
-        data = [value for part in data for value in part]
-    if any(type(value) in (list, dict) for value in data):
+        data = list(chain.from_iterable(data))
+    if not {list, dict}.isdisjoint(map(type, data)):
         raise MalformedRequest(f"Input {name!r}: data is nested deeper than rows of values.")
-    return list(data)
+    return data
 
 
 def format_infer(

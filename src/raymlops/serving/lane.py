@@ -11,41 +11,78 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from raymlops.clock import Clock
+from raymlops.data.rows import join_rows
 from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, RaymlopsError
 from raymlops.serving.batching import Answer, answer_rows
-from raymlops.serving.http import Response, error_response, rows_response, version_headers
+from raymlops.serving.http import (
+    Response,
+    error_response,
+    json_response,
+    rows_response,
+    served_headers,
+    version_headers,
+)
+from raymlops.serving.inference import InferRequest, format_infer, infer_error, parse_infer
 from raymlops.serving.logfile import Served
-from raymlops.serving.protocol import PredictRequest, parse_rows
+from raymlops.serving.protocol import PredictRequest, Row, error_body, parse_rows
 from raymlops.serving.recorder import Recorder
 from raymlops.serving.spec import Serving
-from raymlops.serving.variants import INLINE_ROWS, Loaded, Variants
+from raymlops.serving.variants import Loaded, Variants
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH_ROWS = 1024  # a larger tick is predicted in several batches, so that the first answers leave earlier
+SMALL_ROWS = 32  # requests with more rows are predicted in a thread while the event loop reads the next ones
 
 
 class Call(Protocol):
-    """A request and the way back to who sent it; ``request_id`` is the client's own, if its header holds one."""
+    """A request and the way back to who sent it.
+
+    Attributes
+    ----------
+    request_id : the client's own, if its header holds one
+    infer : its body is of the Open Inference Protocol, else of rows
+    """
 
     body: bytes
     request_id: str | None
+    infer: bool
 
     def answer(self, response: Response) -> None: ...
 
     def detour(self, parsed: PredictRequest, challenger: int | None) -> None:
-        """Have it answered by the usual way: by this challenger, or because it is too large for the event loop."""
+        """Have it answered by the usual way: by this challenger, or because it is too large for this one."""
 
 
 _Item = tuple[Call, PredictRequest]
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Requests that one version answers together; ``since`` is when their turn began."""
+
+    version: int
+    variant: str
+    items: Sequence[_Item]
+    since: float
+
+    def rows(self) -> Sequence[Row]:
+        return join_rows([parsed.rows for _, parsed in self.items])
+
+    def one_by_one(self) -> list[_Batch]:
+        return [_Batch(self.version, self.variant, [item], self.since) for item in self.items]
+
+    def took_ms(self) -> float:
+        return (time.perf_counter() - self.since) * 1000.0
+
+
 class Lane:
-    """Answers plain requests, a tick at a time. Everything runs on one event loop.
+    """Answers plain requests, a tick at a time. Everything but large predictions runs on one event loop.
 
     Parameters
     ----------
@@ -57,10 +94,11 @@ class Lane:
         self._variants, self._recorder, self._clock = variants, recorder, clock
         self._waiting: list[Call] = []
         self._since = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
         self.errors = 0
 
     def submit(self, call: Call) -> None:
-        """Answer a request in this turn of the event loop."""
+        """Answer a request in this turn of the event loop, or begin to."""
         if not self._waiting:
             self._since = time.perf_counter()
             asyncio.get_running_loop().call_soon(self._turn)
@@ -68,106 +106,183 @@ class Lane:
 
     def _turn(self) -> None:
         calls, self._waiting = self._waiting, []
-        champion = self._variants.champion
-        width = 0 if champion is None else len(champion.model.inputs)
-        batch: list[_Item] = []
-        rows = 0
+        since, champion = self._since, self._variants.champion
+        small: list[_Item] = []
+        large: list[_Item] = []
+        apart: dict[int, list[_Item]] = {}
+        rows = rows_large = 0
         for call in calls:
             try:
-                if champion is None:
-                    raise NotReady(f"{self.endpoint} has no champion yet. Try again in a moment.")
-                parsed = parse_rows(call.body, self.limits.max_rows, width)
+                parsed = self._parse(call, champion)
                 challenger = self._variants.pick(parsed)
             except RaymlopsError as error:
-                call.answer(error_response(error))
+                call.answer(error_response(error, body=_words(call)))
                 continue
             except Exception as error:
                 self._failed([call], error)
                 continue
-            if challenger is not None or len(parsed.rows) > INLINE_ROWS:
+            count = len(parsed.rows)
+            if count > MAX_BATCH_ROWS:
                 call.detour(parsed, challenger)
-                continue
-            batch.append((call, parsed))
-            rows += len(parsed.rows)
-            if rows >= MAX_BATCH_ROWS:
-                self._predict(champion, batch)
-                batch, rows = [], 0
-        if batch and champion is not None:
-            self._predict(champion, batch)
+            elif challenger is not None:
+                apart.setdefault(challenger, []).append((call, parsed))
+            elif count > SMALL_ROWS:
+                large.append((call, parsed))
+                rows_large += count
+                if rows_large >= MAX_BATCH_ROWS:
+                    self._start_large(champion, large, since)
+                    large, rows_large = [], 0
+            else:
+                small.append((call, parsed))
+                rows += count
+                if rows >= MAX_BATCH_ROWS:
+                    self._predict(champion, small, since)
+                    small, rows = [], 0
+        for challenger, items in apart.items():
+            self._start(self._ask(challenger, items, since))
+        self._start_large(champion, large, since)
+        self._predict(champion, small, since)
 
-    def _predict(self, champion: Loaded, batch: Sequence[_Item]) -> None:
+    def _parse(self, call: Call, champion: Loaded | None) -> PredictRequest:
+        if champion is None:
+            raise NotReady(f"{self.endpoint} has no champion yet. Try again in a moment.")
+        columns = champion.model.inputs
+        if call.infer:
+            return parse_infer(call.body, [column.name for column in columns], self.limits.max_rows)
+        return parse_rows(call.body, self.limits.max_rows, len(columns))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the champion ---------------------------------------------------------------------------------
+
+    def _start_large(self, champion: Loaded | None, items: Sequence[_Item], since: float) -> None:
+        if items and champion is not None:
+            self._start(self._predict_large(champion, _Batch(champion.version, "champion", items, since)))
+
+    async def _predict_large(self, champion: Loaded, batch: _Batch) -> None:
+        rows = batch.rows()
         try:
-            self._answer(champion, batch)
+            answer = await asyncio.get_running_loop().run_in_executor(None, answer_rows, champion.model, rows)
         except Exception as error:
-            self._failed([call for call, _ in batch], error)
+            self._shielded(batch, self._refuse, champion, batch, error)
+        else:
+            self._shielded(batch, self._deliver, batch, rows, answer)
 
-    def _answer(self, champion: Loaded, batch: Sequence[_Item]) -> None:
-        rows = batch[0][1].rows if len(batch) == 1 else [row for _, parsed in batch for row in parsed.rows]
+    def _predict(self, champion: Loaded | None, items: Sequence[_Item], since: float) -> None:
+        if items and champion is not None:
+            batch = _Batch(champion.version, "champion", items, since)
+            self._shielded(batch, self._predict_now, champion, batch)
+
+    def _predict_now(self, champion: Loaded, batch: _Batch) -> None:
+        rows = batch.rows()
         try:
             answer = answer_rows(champion.model, rows)
-        except DataError as error:
-            if len(batch) > 1:
-                # Somebody's rows are bad: each request answers for its own.
-                for item in batch:
-                    self._predict(champion, [item])
+        except Exception as error:
+            self._refuse(champion, batch, error)
+        else:
+            self._deliver(batch, rows, answer)
+
+    def _refuse(self, champion: Loaded, batch: _Batch, error: Exception) -> None:
+        """What the model raised: somebody's rows are bad, or the version is."""
+        if isinstance(error, DataError):
+            if len(batch.items) > 1:
+                for one in batch.one_by_one():  # each request answers for its own
+                    self._shielded(one, self._predict_now, champion, one)
                 return
             refused = error if isinstance(error, ContractViolation) else ContractViolation(error.message, error.details)
-            batch[0][0].answer(error_response(refused, version_headers(champion.version, "champion")))
+            call = batch.items[0][0]
+            call.answer(error_response(refused, version_headers(batch.version, batch.variant), _words(call)))
             return
-        except Exception:
-            log.exception("%s: version %d failed", self.endpoint, champion.version)
-            words = f"Version {champion.version} failed on this request; the gateway's log says why."
-            for call, _ in batch:
-                self._faulty(call, champion.version, words)
-            return
-        self._deliver(champion.version, batch, rows, answer)
+        log.error("%s: version %d failed", self.endpoint, batch.version, exc_info=error)
+        words = f"Version {batch.version} failed on this request; the gateway's log says why."
+        for call, _ in batch.items:
+            self._faulty(call, batch, words)
 
-    def _deliver(self, version: int, batch: Sequence[_Item], rows: Sequence[dict[str, object]], answer: Answer) -> None:
+    # --- a challenger ---------------------------------------------------------------------------------
+
+    async def _ask(self, challenger: int, items: Sequence[_Item], since: float) -> None:
+        """One question for all requests of the turn. If anything about its answer is not as it should be, each request goes
+        the usual way, which shields it and counts what is wrong."""
+        batch = _Batch(challenger, "challenger", items, since)
+        rows = batch.rows()
+        try:
+            answer = await self._variants.ask_together(challenger, rows, len(items))
+        except Exception as error:
+            self._failed([call for call, _ in items], error)
+            return
+        if answer is None:
+            for call, parsed in items:
+                call.detour(parsed, challenger)
+            return
+        self._shielded(batch, self._deliver, batch, rows, answer)
+
+    # --- answers --------------------------------------------------------------------------------------
+
+    def _shielded(self, batch: _Batch, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:
+            self._failed([call for call, _ in batch.items], error)
+
+    def _deliver(self, batch: _Batch, rows: Sequence[Row], answer: Answer) -> None:
         if not answer.finite.all():
-            if len(batch) == 1:
-                words = f"Version {version} gave a prediction that is not a finite number."
-                self._faulty(batch[0][0], version, words, nonfinite=True)
+            if len(batch.items) == 1:
+                words = f"Version {batch.version} gave a prediction that is not a finite number."
+                self._faulty(batch.items[0][0], batch, words, nonfinite=True)
                 return
             start = 0
-            for item in batch:
-                stop = start + len(item[1].rows)
-                self._deliver(version, [item], rows[start:stop], answer.part(start, stop))
+            for one in batch.one_by_one():
+                stop = start + len(one.items[0][1].rows)
+                self._deliver(one, rows[start:stop], answer.part(start, stop))
                 start = stop
             return
         recorder = self._recorder
-        predictions, probabilities = answer.predictions, answer.probabilities
         ids: list[int | str] = []
         counts: list[int] = []
         start = 0
-        for call, parsed in batch:
+        for call, parsed in batch.items:
             given: int | str = parsed.request_id or call.request_id or recorder.number()
             stop = start + len(parsed.rows)
-            call.answer(
-                rows_response(
-                    given if isinstance(given, str) else recorder.text(given),
-                    version,
-                    "champion",
-                    predictions[start:stop],
-                    None if probabilities is None else probabilities[start:stop],
-                )
-            )
+            call.answer(self._phrase(batch, parsed, given, answer, slice(start, stop)))
             ids.append(given)
             counts.append(stop - start)
             start = stop
-        took_ms = (time.perf_counter() - self._since) * 1000.0
-        recorder.answered(version, len(batch), took_ms)
+        took_ms = batch.took_ms()
+        if batch.variant == "champion":
+            recorder.answered(batch.version, len(batch.items), took_ms)
         kept = rows if answer.sent is None else ()
-        recorder.served(Served(ids, counts, kept, answer, version, "champion", self._clock.now(), took_ms))
+        recorder.served(Served(ids, counts, kept, answer, batch.version, batch.variant, self._clock.now(), took_ms))
 
-    def _faulty(self, call: Call, version: int, words: str, *, nonfinite: bool = False) -> None:
-        took_ms = (time.perf_counter() - self._since) * 1000.0
-        self._recorder.request(version, took_ms, error=True, nonfinite=nonfinite)
+    def _phrase(self, batch: _Batch, parsed: PredictRequest, given: int | str, answer: Answer, here: slice) -> Response:
+        own = given if isinstance(given, str) else self._recorder.text(given)
+        predictions = answer.predictions[here]
+        probabilities = None if answer.probabilities is None else answer.probabilities[here]
+        if not isinstance(parsed, InferRequest):
+            return rows_response(own, batch.version, batch.variant, predictions, probabilities)
+        headers = served_headers(own, batch.version, batch.variant)
+        try:
+            body = format_infer(self.endpoint, batch.version, own, predictions, probabilities, parsed.outputs)
+        except RaymlopsError as error:
+            return error_response(error, body=infer_error)
+        return json_response(body, headers=headers)
+
+    def _faulty(self, call: Call, batch: _Batch, words: str, *, nonfinite: bool = False) -> None:
+        self._recorder.request(batch.version, batch.took_ms(), error=True, nonfinite=nonfinite)
         self.errors += 1
-        call.answer(error_response(ModelFault(words), version_headers(version, "champion")))
+        headers = version_headers(batch.version, batch.variant)
+        call.answer(error_response(ModelFault(words), headers, _words(call)))
 
     def _failed(self, calls: Sequence[Call], error: Exception) -> None:
         """The gateway's own failure: those who have no answer yet are told; answering twice does nothing."""
         log.error("%s: the gateway failed on %d requests", self.endpoint, len(calls), exc_info=error)
         for call in calls:
             self.errors += 1
-            call.answer(error_response(RaymlopsError("The gateway failed on this request; its log says why.")))
+            problem = RaymlopsError("The gateway failed on this request; its log says why.")
+            call.answer(error_response(problem, body=_words(call)))
+
+
+def _words(call: Call) -> Callable[[RaymlopsError], bytes]:
+    return infer_error if call.infer else error_body

@@ -60,6 +60,7 @@ class _Call:
         "_protocol",
         "body",
         "disconnected",
+        "infer",
         "keep_alive",
         "message_event",
         "more_body",
@@ -67,8 +68,8 @@ class _Call:
         "response_complete",
     )
 
-    def __init__(self, protocol: FastProtocol, request_id: str | None) -> None:
-        self._protocol, self.request_id = protocol, request_id
+    def __init__(self, protocol: FastProtocol, request_id: str | None, infer: bool) -> None:
+        self._protocol, self.request_id, self.infer = protocol, request_id, infer
         self.body = b""
         self.more_body = self.keep_alive = True
         self.response_complete = self.disconnected = False
@@ -93,7 +94,7 @@ class FastProtocol(GuardedProtocol):
 
     lane: Lane
     gateway: Gateway
-    urls: frozenset[bytes]
+    urls: dict[bytes, bool]
     nobody_waits: asyncio.Event
 
     def on_message_begin(self) -> None:
@@ -141,7 +142,7 @@ class FastProtocol(GuardedProtocol):
                 request_id = request_id_of(value)
             else:
                 return None
-        return _Call(self, request_id)
+        return _Call(self, request_id, self.urls[self.url])
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -217,7 +218,7 @@ def make_server(gateway: Gateway, path: str) -> Listener:
         {
             "lane": gateway.lane,
             "gateway": gateway,
-            "urls": frozenset((path.encode(), b"/predict")),
+            "urls": {path.encode(): False, b"/predict": False, f"/v2/models/{gateway.endpoint}/infer".encode(): True},
             "nobody_waits": asyncio.Event(),
         },
     )

@@ -21,7 +21,7 @@ from raymlops.errors import ContractViolation, DataError
 from raymlops.explain.explainers import explainer_for
 from raymlops.explain.explanation import Explainer
 from raymlops.registry.package import BATCH_SIZES, DECISION, PROFILE, Manifest, Reference, verify
-from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
+from raymlops.registry.runtime import OnnxRuntime, Runtime, load_estimator, load_native
 from raymlops.search.decision import Decision
 from raymlops.sketch.histogram import Bins
 from raymlops.sketch.profile import Profile
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats = npt.NDArray[np.floating[Any]]
+_PLANNED = sorted(
+    {size * step // 8 for size in BATCH_SIZES for step in range(8, 32, 2)}
+)  # four steps between two sizes
 
 
 class Predictor:
@@ -64,7 +67,9 @@ class Predictor:
         self.raw: tuple[Column, ...] | None = None
         self._runtimes = runtimes
         # Which runtime from which number of rows on; the last entry that is reached counts.
-        self._plan = [(rows, runtimes[manifest.runtime_for(rows)]) for rows in BATCH_SIZES]
+        steps = [(rows, manifest.runtime_for(rows)) for rows in _PLANNED]
+        changes = [step for before, step in zip([(0, None), *steps], steps, strict=False) if before[1] != step[1]]
+        self._plan = [(rows, runtimes[name]) for rows, name in changes]
         self._folder = folder
         self._reference: Reference | None = None
         self._profile: Profile | None = None
@@ -82,7 +87,7 @@ class Predictor:
         root = Path(folder)
         manifest = verify(root, digest)
         contract = DataContract.from_dict(json.loads((root / "contract.json").read_bytes()))
-        wanted = {manifest.runtime_for(rows) for rows in BATCH_SIZES}
+        wanted = {manifest.runtime_for(rows) for rows in _PLANNED}
         runtimes: dict[str, Runtime] = {}
         if "onnx" in wanted:
             runtimes["onnx"] = OnnxRuntime((root / "model.onnx").read_bytes(), contract.task)
@@ -141,8 +146,9 @@ class Predictor:
         with self._explaining:
             if self._explainer is None:
                 verify(self._folder, self.manifest.digest or None)
-                native = load_native(self._folder, self.manifest.form, self.contract.task, len(self.contract.classes))
-                self._explainer = explainer_for(native.estimator, self.contract, self.reference.x)
+                contract = self.contract
+                trained = load_estimator(self._folder, self.manifest.form, contract.task, len(contract.classes))
+                self._explainer = explainer_for(trained, contract, self.reference.x)
             return self._explainer
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
@@ -171,18 +177,21 @@ class Predictor:
 
         return pd.DataFrame(list(rows)) if self.raw is None else frame_of(self.raw, rows)
 
+    def _runtime_for(self, count: int) -> Runtime:
+        runtime = self._plan[0][1]
+        for rows, faster in self._plan:
+            if rows > count:
+                break
+            runtime = faster
+        return runtime
+
     def predict(self, x: Floats) -> Floats:
         """Positive-class probability ``(n,)``, class probabilities ``(n, k)``, or values ``(n,)``, float64."""
         count = len(x)
         if count == 0:
             k = len(self.contract.classes)
             return np.empty((0, k) if self.contract.task == "multiclass" else 0)
-        runtime = self._plan[0][1]
-        for rows, faster in self._plan:
-            if rows > count:
-                break
-            runtime = faster
-        prediction = runtime.predict(x)
+        prediction = self._runtime_for(count).predict(x)
         return prediction if self._calibrate is None else self._calibrate(prediction)
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.float32], Floats, Sent | None]:

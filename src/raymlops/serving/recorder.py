@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
+LOG_S = 2.0
+LOG_ROWS = 50_000
 MAX_WAITING_ROWS = 100_000
+MAX_WAITING_VALUES = 16_000_000  # of wide rows fewer may wait
 
 
 class PredictionStore(Protocol):
@@ -56,16 +59,26 @@ class LogFiles(Protocol):
 
 @dataclass(slots=True)
 class _Part:
-    """Requests that are written together; its id makes writing it twice the same as once."""
+    """Requests that go to the store together."""
 
     served: list[Served]
     rows: int
-    shadows: list[ShadowRow] = field(default_factory=list)
+    shadows: list[ShadowRow]
+
+
+@dataclass(slots=True)
+class _File:
+    """Requests that become one file of the log; its id makes writing it twice the same as once."""
+
+    since: float
+    served: list[Served] = field(default_factory=list)
+    rows: int = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class Recorder:
-    """Buffers what was served and hands it to store, lake and sink, each :data:`FLUSH_S` or :data:`FLUSH_ROWS`.
+    """Buffers what was served and hands it on: to store and sink each :data:`FLUSH_S` or :data:`FLUSH_ROWS`, to the lake
+    each :data:`LOG_S` or :data:`LOG_ROWS`. A process that is killed loses what it has not handed on.
 
     Attributes
     ----------
@@ -93,8 +106,10 @@ class Recorder:
         self._served: list[Served] = []
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
-        self._rows = self._waiting_rows = 0
+        self._rows = self._waiting_rows = self._waiting_values = 0
         self._parts: list[_Part] = []
+        self._file: _File | None = None
+        self._files_due: list[_File] = []
         self._ids: set[str] = set()
         self._stats: dict[int, StatsRecorder] = defaultdict(StatsRecorder)
         self._totals: dict[int, VariantStats] = defaultdict(VariantStats)
@@ -120,7 +135,8 @@ class Recorder:
         """Remember answered requests, or count their rows as dropped when too many wait already."""
         count = len(item.answer.scores)
         self.rows += count
-        if self._waiting_rows + count > self._max_rows:
+        values = item.answer.x.size
+        if self._waiting_rows + count > self._max_rows or self._waiting_values + values > MAX_WAITING_VALUES:
             self.dropped += count
             return
         self._served.append(item)
@@ -129,6 +145,7 @@ class Recorder:
                 self._ids.add(given)
         self._rows += count
         self._waiting_rows += count
+        self._waiting_values += values
         if self._rows >= FLUSH_ROWS:
             self._full.set()
 
@@ -201,8 +218,8 @@ class Recorder:
                 await asyncio.sleep(self.flush_s)
 
     async def flush(self, *, last: bool = False) -> None:
-        """Hand over everything that waits. Rows are in the store when this returns; the monitor is told in its own time, or
-        now when this is the ``last`` call.
+        """Hand over everything that waits. Rows are in the store when this returns; the log is written and the monitor is told
+        in their own time, or now when this is the ``last`` call.
 
         Raises
         ------
@@ -222,11 +239,20 @@ class Recorder:
                 await loop.run_in_executor(self._executor, tell)
             while self._parts:
                 part = self._parts[0]
-                await loop.run_in_executor(self._executor, self._write_now, part)
+                await loop.run_in_executor(self._executor, self._store_now, part)
                 self._parts.pop(0)
-                self._waiting_rows -= part.rows
+                self._log_later(part)
                 self._ids.difference_update(i for item in part.served for i in item.ids if type(i) is str)
             self._stored_below = upto
+            if self._file is not None and (last or self._file_is_due(self._file)):
+                self._files_due.append(self._file)
+                self._file = None
+            while self._files_due:
+                file = self._files_due[0]
+                await loop.run_in_executor(self._executor, self._write_now, file)
+                self._files_due.pop(0)
+                self._waiting_rows -= file.rows
+                self._waiting_values -= sum(item.answer.x.size for item in file.served)
 
     def _take_stats(self) -> dict[int, VariantStats]:
         """The figures since the last time, now counted in the totals. Runs on the event loop."""
@@ -239,7 +265,7 @@ class Recorder:
             self._totals[version] = self._totals[version] + figures
         return stats
 
-    def _write_now(self, part: _Part) -> None:
+    def _store_now(self, part: _Part) -> None:
         if part.shadows:
             self._store.add_shadows(self.endpoint, part.shadows)
         if not part.served:
@@ -249,9 +275,22 @@ class Recorder:
             self._store.add_predictions(self.endpoint, single)
         if block is not None:
             self._store.add_block(self.endpoint, block)
-        day = time.strftime("%Y%m%d", time.gmtime(part.served[0].served_at))
-        for number, content in enumerate(to_parquet(part.served, self.text)):
-            name = f"{part.id}-{number}" if number else part.id
+
+    def _log_later(self, part: _Part) -> None:
+        if part.served:
+            if self._file is None:
+                self._file = _File(time.monotonic())
+            self._file.served += part.served
+            self._file.rows += part.rows
+
+    def _file_is_due(self, file: _File) -> bool:
+        full = file.rows >= LOG_ROWS or 2 * self._waiting_values >= MAX_WAITING_VALUES
+        return full or time.monotonic() - file.since >= LOG_S
+
+    def _write_now(self, file: _File) -> None:
+        day = time.strftime("%Y%m%d", time.gmtime(file.served[0].served_at))
+        for number, content in enumerate(to_parquet(file.served, self.series)):
+            name = f"{file.id}-{number}" if number else file.id
             self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{name}.parquet", content)
 
 

@@ -20,7 +20,35 @@ MAX_DEPTH = 16
 MAX_STRING = 4096
 _SMALL = 64 * 1024
 _BLOCK = MAX_STRING // 2
+_STRUCTURE = (b"{", b"[", b":", b",")
 _HUGE = 10**400  # stands for whole numbers no double holds
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """How often the characters that structure is made of occur in a body, inside its strings and outside."""
+
+    objects: int
+    lists: int
+    colons: int
+    commas: int
+
+    @classmethod
+    def of(cls, body: bytes) -> _Marks:
+        if len(body) <= MAX_STRING:
+            return cls(*(body.count(mark) for mark in _STRUCTURE))
+        # Where characters are frequent, NumPy counts them several times faster.
+        counts = [0] * len(_STRUCTURE)
+        whole = np.frombuffer(body, dtype=np.uint8)
+        for start in range(0, len(whole), 2**18):
+            part = whole[start : start + 2**18]
+            for index, mark in enumerate(_STRUCTURE):
+                counts[index] += int(np.count_nonzero(part == mark[0]))
+        return cls(*counts)
+
+    @property
+    def containers(self) -> int:
+        return self.objects + self.lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +86,23 @@ def parse_json(body: bytes, max_rows: int = 0, columns: int = 0) -> Any:
     MalformedRequest : not JSON in UTF-8, a name twice in one object, nested deeper than 16, a NUL character
     TooLarge : a string of more than 4096 characters, or more values than the bounds allow
     """
-    if len(body) > _SMALL and max_rows:
-        _within(body, Bounds.of(max_rows, columns))
+    marks = _Marks.of(body) if len(body) > MAX_STRING else None
+    if marks is not None and len(body) > _SMALL and max_rows:
+        _within(body, marks, Bounds.of(max_rows, columns))
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         content = _loosely(body, error)
-    if len(body) <= MAX_STRING and _is_one_row(body, content):
-        return content
+    if marks is None:
+        if _is_one_row(body, content):
+            return content
+        marks = _Marks.of(body)
     escaped = b"\\" in body
-    _check_depth(body, content)
-    if _colons_of_rows(content) != _count(body, 58):
-        _check_names(body, content)
-    if (escaped and b"\\u0000" in body) or (len(body) > MAX_STRING and (escaped or _has_long_run(body))):
-        _check_strings(content)
+    _check_depth(marks, content)
+    if _colons_of_rows(content) != marks.colons:
+        _check_names(body, marks, content)
+    if (escaped and b"\\u0000" in body) or (len(body) > MAX_STRING and (escaped or _has_long_string(body))):
+        _check_strings(content, marks.containers)
     return content
 
 
@@ -108,20 +139,20 @@ def _whole(digits: str) -> int:
     return int(digits) if len(digits) < 400 else (-_HUGE if digits[0] == "-" else _HUGE)
 
 
-def _within(body: bytes, bounds: Bounds) -> None:
-    if _exceeds([body], bounds) and _exceeds(_outside_strings(body), bounds):
+def _within(body: bytes, marks: _Marks, bounds: Bounds) -> None:
+    if _exceeds([marks], bounds) and _exceeds(map(_Marks.of, _outside_strings(body)), bounds):
         raise TooLarge(
             f"The body holds more than {bounds.values} values, or objects of more than {bounds.columns} columns on the "
             "average: more than this endpoint takes. Send fewer rows a request, with its columns only."
         )
 
 
-def _exceeds(parts: Iterable[bytes], bounds: Bounds) -> bool:
+def _exceeds(parts: Iterable[_Marks], bounds: Bounds) -> bool:
     objects = others = names = 0
     for part in parts:
-        objects += part.count(b"{")
-        others += part.count(b",") + part.count(b"[")
-        names += part.count(b":")
+        objects += part.objects
+        others += part.commas + part.lists
+        names += part.colons
     return objects + others > bounds.values or names > (objects + 1) * bounds.columns
 
 
@@ -139,14 +170,6 @@ def _outside_strings(text: bytes) -> Iterator[bytes]:
         start = stop
 
 
-def _count(body: bytes, code: int) -> int:
-    """``body.count``; on long bodies, where the character is frequent, NumPy counts several times faster."""
-    if len(body) <= MAX_STRING:
-        return body.count(code)
-    whole = np.frombuffer(body, dtype=np.uint8)
-    return sum(int(np.count_nonzero(whole[at : at + 2**20] == code)) for at in range(0, len(whole), 2**20))
-
-
 # --- names ----------------------------------------------------------------------------------------------
 
 
@@ -160,10 +183,10 @@ def _colons_of_rows(content: Any) -> int:
     return len(content)
 
 
-def _check_names(body: bytes, content: Any) -> None:
+def _check_names(body: bytes, marks: _Marks, content: Any) -> None:
     """Every name in the text has a colon outside strings; names that were repeated are missing from what was parsed."""
-    colons = sum(part.count(b":") for part in _outside_strings(body))
-    if colons == _colons_of_rows(content) or colons == sum(len(item) for item, _ in _containers(content, dict)):
+    named = sum(len(item) for item, _ in _containers(content, dict, marks.containers))
+    if named == marks.colons or named == sum(part.count(b":") for part in _outside_strings(body)):
         return
     json.loads(body.decode("utf-8"), parse_int=_whole, object_pairs_hook=_once)
 
@@ -179,38 +202,49 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- depth and strings ------------------------------------------------------------------------------------
 
 
-def _check_depth(body: bytes, content: Any) -> None:
-    brackets = _count(body, 123) + _count(body, 91)
+def _check_depth(marks: _Marks, content: Any) -> None:
+    brackets = marks.containers
     if brackets <= MAX_DEPTH:
         return
     if type(content) is dict and type(content.get("rows")) is list and brackets == 2 + len(content["rows"]):
         return
-    for _, depth in _containers(content, (list, dict)):
+    for _, depth in _containers(content, (list, dict), brackets):
         if depth > MAX_DEPTH:
             raise MalformedRequest(f"The body is nested deeper than {MAX_DEPTH} levels: send rows of plain values.")
 
 
-def _containers(content: Any, wanted: type | tuple[type, ...]) -> Iterator[tuple[Any, int]]:
-    """Every list and object in ``content`` that is ``wanted``, with its depth from 1."""
-    stack = [(content, 1)]
+def _containers(content: Any, wanted: type | tuple[type, ...], most: int) -> Iterator[tuple[Any, int]]:
+    """Every list and object in ``content`` that is ``wanted``, with its depth from 1.
+
+    ``most`` is how many opening brackets the text has: when as many are found, no long list needs to be searched for more.
+    """
+    stack = [(content, 1)] if type(content) in (list, dict) else []
+    found = len(stack)
     while stack:
         item, depth = stack.pop()
         if isinstance(item, wanted):
             yield item, depth
-        inner = item.values() if type(item) is dict else item if type(item) is list else ()
+        if found >= most:
+            continue
+        inner = item.values() if type(item) is dict else item
         if not {list, dict}.isdisjoint(map(type, inner)):
-            stack.extend((value, depth + 1) for value in inner if type(value) in (list, dict))
+            deeper = [(value, depth + 1) for value in inner if type(value) in (list, dict)]
+            found += len(deeper)
+            stack += deeper
 
 
-def _has_long_run(body: bytes) -> bool:
-    """Whether a string without escapes can be longer than :data:`MAX_STRING`: it would cover a whole block."""
-    return any(body.find(b'"', start, start + _BLOCK) < 0 for start in range(0, len(body) - _BLOCK + 1, _BLOCK))
+def _has_long_string(body: bytes) -> bool:
+    """Whether a string in a body without escapes has more than :data:`MAX_STRING` bytes: it would cover a whole block."""
+    if all(body.find(b'"', start, start + _BLOCK) >= 0 for start in range(0, len(body) - _BLOCK + 1, _BLOCK)):
+        return False
+    quotes = np.flatnonzero(np.frombuffer(body, dtype=np.uint8) == 34)
+    return bool((quotes[1::2] - quotes[::2] > MAX_STRING).any())
 
 
-def _check_strings(content: Any) -> None:
+def _check_strings(content: Any, most: int) -> None:
     if type(content) is str:
         _check_string(content)
-    for item, _ in _containers(content, (list, dict)):
+    for item, _ in _containers(content, (list, dict), most):
         values = item
         if type(item) is dict:
             for name in item:

@@ -10,8 +10,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, UnknownVersion
+from raymlops.errors import (
+    ContractViolation,
+    DataError,
+    DeadlineExceeded,
+    ModelFault,
+    NotReady,
+    UnknownVersion,
+)
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
+from raymlops.serving.http import Deadline
 from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import PredictRequest, Row
 from raymlops.serving.recorder import Recorder
@@ -313,6 +321,34 @@ class Variants:
                 self._in_background(self._settle_later(isolated, trial, started, bad_rows))
             else:
                 self._count_tried(version, tried, took_s, bad_rows)
+
+    async def ask_together(self, version: int, rows: Sequence[Row], requests: int) -> Answer | None:
+        """The challenger's answer to the rows of some requests at once, counted for each of them.
+
+        ``None``, and nothing counted, when it is late or not all of it can be used: then each request has to be asked for by
+        itself.
+        """
+        isolated = self._isolated.get(version)
+        if isolated is None or self._split is None or self._split.shadow:
+            return None
+        started = time.perf_counter()
+        try:
+            async with Deadline(isolated.patience.limit_s(len(rows))):
+                answer = await self._challengers.predict(version, rows, self._timeout_s)
+        except DeadlineExceeded:
+            isolated.patience.silent()
+            return None
+        except Exception as error:
+            if not isinstance(error, DataError):
+                log.warning("%s: challenger %d failed: %s: %s", self.endpoint, version, type(error).__name__, error)
+            return None
+        if len(answer.predictions) != len(rows) or not answer.finite.all():
+            return None
+        took_s = time.perf_counter() - started
+        isolated.patience.answered(took_s)
+        for _ in range(requests):
+            self._recorder.request(version, took_s * 1000.0, work_ms=answer.work_ms)
+        return answer
 
     async def settle(self) -> None:
         """Let challengers that are still asked answer, within their time limit, so that their figures are whole."""
