@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from raymlops.clock import SystemClock
 from raymlops.data.assess import assess, require
-from raymlops.data.features import apply_features
 from raymlops.data.ray_dp import prepare_frame
 from raymlops.data.schema import Column, infer_task, learn_contract
-from raymlops.data.served import ARRIVED, read_labelled
-from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.served import ARRIVED
+from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_frame, write_snapshot
 from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
 from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
+from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
@@ -37,6 +37,7 @@ from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import Reference, build_package, download, upload
 from raymlops.registry.version import ModelVersion
 from raymlops.search.candidates import Settled, settled
+from raymlops.search.probe import held_out_predictions
 from raymlops.search.selection import Objective, Search, SearchResult, compare_windows, refit
 from raymlops.serving.predictor import Predictor, measure_latency
 from raymlops.settings import Settings
@@ -109,7 +110,7 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
     try:
         if done is None:
             turn.progress.stage("prepare", "what was served and labelled")
-            frame, fresh = turn.served_frame()
+            frame, fresh = served_frame(pipeline, store, lake)
             # Small blocks: every row held out is one of the newest, and missing from what the gated model learns.
             holdout = int(np.clip(fresh // 20, 250, 500))
             done = turn.train(frame, event_id, time_column=ARRIVED, holdout_rows=holdout)
@@ -169,24 +170,6 @@ class Turn:
             thread.join()
             self.store.release(held)
 
-    def served_frame(self) -> tuple[pd.DataFrame, int]:
-        """First training's rows, then served and labelled rows, with the order of arrival as time; and how many are new."""
-        label = self.pipeline.source.label
-        served = read_labelled(self.lake, self.store, self.pipeline.name, label)
-        arrived = served.pop(ARRIVED).to_numpy(dtype=float)
-        served = apply_features(self.pipeline.features, served, keep=(label,))
-        window = self.pipeline.retrain.window
-        frames = []
-        first = self.store.get("snapshots", self.pipeline.name)
-        if first is not None:
-            snapshot = load_snapshot(self.lake, first["key"])
-            base = read_frame(self.lake, snapshot).drop(columns=[snapshot.time] if snapshot.time else [])
-            # Rows of the first training came before anything was served; their order among themselves is kept.
-            frames.append(base.assign(**{ARRIVED: np.arange(-len(base), 0, dtype=float)}))
-        frames.append(served.assign(**{ARRIVED: arrived}))
-        both = pd.concat(frames, ignore_index=True)
-        return both.tail(window).reset_index(drop=True) if isinstance(window, int) else both, len(served)
-
     def train(
         self, frame: pd.DataFrame, event_id: str, *, time_column: str | None, holdout_rows: int | None = None
     ) -> ModelVersion:
@@ -206,10 +189,13 @@ class Turn:
         run_id = self.registry.log_search(self.pipeline.name, result.leaderboard, event_id=event_id)
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
-            report = self._gate(Path(scratch) / "gated", arrays, snapshot, result, objective, event_id)
+            reference = _reference(snapshot, arrays, result)
+            report = self._gate(Path(scratch) / "gated", arrays, snapshot, result, reference, objective, event_id)
             report.require()
             self.progress.stage("register", "refit on all rows, package, register")
-            return self._register(Path(scratch) / "final", arrays, snapshot, result, report, event_id, run_id)
+            return self._register(
+                Path(scratch) / "final", arrays, snapshot, result, reference, report, event_id, run_id
+            )
 
     def _search(self, arrays: Arrays, snapshot: DatasetSnapshot) -> SearchResult:
         """The pipeline's search; or for a retraining by the champion's settings, the choice of the window."""
@@ -221,7 +207,13 @@ class Turn:
             if settled_one is not None:
                 spec = replace(spec, candidates=(settled_one,))
                 return compare_windows(
-                    arrays, snapshot.contract, spec, ordered=ordered, max_gap=max_gap, on_trial=self.progress.trial
+                    arrays,
+                    snapshot.contract,
+                    spec,
+                    ordered=ordered,
+                    max_gap=max_gap,
+                    change_row=self._change_row(snapshot),
+                    on_trial=self.progress.trial,
                 )
         from raymlops.search.ray_tune import search
 
@@ -234,6 +226,15 @@ class Turn:
             max_gap=max_gap,
             on_trial=self.progress.trial,
         )
+
+    def _change_row(self, snapshot: DatasetSnapshot) -> int | None:
+        """The first train row since the change that the steward's drift episode dates; ``None`` outside of one."""
+        body = self.store.get("loop", self.pipeline.name)
+        episode = None if body is None else body["retrain"].get("episode")
+        if episode is None or snapshot.time != ARRIVED:
+            return None
+        arrived = read_frame(self.lake, snapshot)[ARRIVED].to_numpy(dtype=float)[: snapshot.split.train]
+        return int(np.searchsorted(arrived, episode["began_at"]))
 
     def _settled(self, spec: Search) -> Settled | None:
         """The champion's family with its parameters; ``None`` without a champion, or when its family is not offered now."""
@@ -279,10 +280,10 @@ class Turn:
         arrays: Arrays,
         snapshot: DatasetSnapshot,
         result: SearchResult,
+        reference: Reference,
         objective: Objective,
         event_id: str,
     ) -> GateReport:
-        reference = _reference(snapshot, arrays, result)
         build_package(
             folder,
             result.estimator,
@@ -337,6 +338,7 @@ class Turn:
         arrays: Arrays,
         snapshot: DatasetSnapshot,
         result: SearchResult,
+        reference: Reference,
         report: GateReport,
         event_id: str,
         run_id: str,
@@ -358,7 +360,7 @@ class Turn:
             estimator,
             snapshot.contract,
             self.pipeline.features,
-            _reference(snapshot, arrays, result),
+            reference,
             metadata,
             self.raw,
         )
@@ -405,12 +407,12 @@ class _Staged:
 
 
 def _reference(snapshot: DatasetSnapshot, arrays: Arrays, result: SearchResult) -> Reference:
-    """The held-out rows in time order, with what the gated model said of them."""
+    """The held-out rows in time order, with what a model says of them that has not learnt from them."""
     from raymlops.monitor.quality import row_losses
 
     x = np.concatenate([arrays.x_validation, arrays.x_test])[-10_000:]
     y = np.concatenate([arrays.y_validation, arrays.y_test])[-10_000:]
-    scores = scalar_scores(snapshot.contract.task, result.estimator.predict(x))
+    scores = scalar_scores(snapshot.contract.task, held_out_predictions(result, arrays))[-10_000:]
     return Reference(
         columns=snapshot.contract.names,
         x=x,

@@ -16,15 +16,18 @@ import ray
 
 from raymlops.clock import Clock, SystemClock
 from raymlops.errors import ConfigError, RaymlopsError, RolloutError, StaleLease
-from raymlops.lake import Lake, sha256_of
+from raymlops.lake import Lake
 from raymlops.loop import controller
 from raymlops.loop.controller import Action, Observation
 from raymlops.loop.ledger import LEASE_S, Ledger
+from raymlops.loop.pipelines import load_pipeline as load_pipeline
+from raymlops.loop.pipelines import save_pipeline as save_pipeline
 from raymlops.loop.ports import Aliases, Jobs, JobStatus, Serve
+from raymlops.loop.ray_probe import RayProbes
 from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
 from raymlops.monitor import alibi
-from raymlops.pipeline import Pipeline, loads
+from raymlops.monitor.examine import Examination
 from raymlops.serving.spec import NAMESPACE, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -34,24 +37,6 @@ TICK_S = 0.25
 JOB_POLL_S = 2.0
 
 log = logging.getLogger(__name__)
-
-
-def load_pipeline(store: Store, lake: Lake, endpoint: str) -> Pipeline:
-    """The pipeline an endpoint was last run with."""
-    body = store.get("pipelines", endpoint)
-    if body is None:
-        raise RolloutError(f"No pipeline is stored for {endpoint!r}: run it once with `raymlops run FILE:pipeline`.")
-    return loads(lake.read(body["key"]), body["sha256"])
-
-
-def save_pipeline(store: Store, lake: Lake, pipeline: Pipeline) -> None:
-    """Store the pipeline by value under its SHA-256."""
-    content = pipeline.dumps()
-    digest = sha256_of(content)
-    key = f"pipelines/{pipeline.name}/{digest}.pkl"
-    if not lake.exists(key):
-        lake.write(key, content)
-    store.put("pipelines", pipeline.name, {"key": key, "sha256": digest})
 
 
 class Steward:
@@ -175,6 +160,9 @@ class Steward:
     def tick(self) -> None:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
+        probing = self._state.retrain.probing
+        found = None if probing is None else self._jobs.probed(probing.id)
+        examination = None if found == "running" else found
         with self._lock:
             self._keep_lease()
             now = self._clock.now()
@@ -184,6 +172,8 @@ class Steward:
             report = self._watch.step(now)
             if report is not None and report.severity >= 2:
                 self._ledger.record("drift", self._watch.describe(report))
+            if isinstance(examination, Examination):
+                self._watch.examined(examination)
             seen = Observation(
                 now=now,
                 comparison=self._watch.comparison() if rollout else None,
@@ -195,6 +185,7 @@ class Steward:
                 diagnosis=self._watch.insight.diagnosis,
                 burning=self._watch.insight.burning(now),
                 forecast=self._watch.insight.forecast,
+                examination=examination,
             )
             self._obey(controller.step(self._state, self._pipeline.rollout, self._pipeline.retrain, seen))
 
@@ -265,6 +256,8 @@ class Steward:
                 self._aliases.set_alias(self.endpoint, alias, version)
             case controller.SubmitRetraining(event_id=event_id):
                 self._jobs.submit(self.endpoint, event_id)
+            case controller.SubmitProbe(probe_id=probe_id, version=version, change_at=change_at):
+                self._jobs.probe(self.endpoint, probe_id, version, change_at)
             case controller.Record():
                 return
 
@@ -275,11 +268,8 @@ class Steward:
             self._routed.notify_all()
 
 
-class RayJobs:
-    """Retrainings as Ray jobs: each with its own driver, logs and dashboard entry."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+class RayJobs(RayProbes):
+    """Retrainings as Ray jobs: each with its own driver, logs and dashboard entry. Probes are tasks."""
 
     def submit(self, endpoint: str, event_id: str) -> None:
         import sys

@@ -9,7 +9,7 @@ measured) is the prior part; the remainder is the concept part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class LossParts:
     prior: float
     concept: float
     effective: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def loss_parts(

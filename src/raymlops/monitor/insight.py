@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.clock import seconds
-from raymlops.monitor.attribution import Mix, mix_of, score_importance
+from raymlops.monitor.attribution import LossParts, Mix, mix_of, score_importance
 from raymlops.monitor.forecast import Forecast, forecast
 from raymlops.monitor.ledger import LossLedger
 from raymlops.monitor.slo import ErrorBudget
@@ -50,6 +50,7 @@ class Insight:
         self._known_by_name: frozenset[str] = frozenset()
         self._x = np.zeros((0, 0), dtype=np.float32)
         self._stats = VariantStats()
+        self._parts: LossParts | None = None
 
     def follow(
         self,
@@ -70,6 +71,7 @@ class Insight:
             del self._promised[old]
         self._version, self._reference, self.diagnosis = version, reference, None
         self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
+        self._parts = None
 
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
@@ -84,18 +86,30 @@ class Insight:
 
     def look(self, report: DriftReport) -> None:
         """Diagnose a report and forecast anew."""
-        self.diagnosis = triage(
-            report,
-            importance=self._importance,
-            missing_before=self._missing,
-            categories=self._known_by_name,
-            mix=self._mix(report),
-            stats=self._stats,
-        )
+        if not report.harm:
+            self._parts = None  # of a rise that is over
+        self.diagnosis = self._triage(report)
         if report.kind == "window":
             self._stats = VariantStats()
         found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
         self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
+
+    def examined(self, parts: LossParts | None, report: DriftReport | None) -> None:
+        """A probe has split the rise of the champion's loss: the newest report is diagnosed with that."""
+        self._parts = parts
+        if report is not None:
+            self.diagnosis = self._triage(report)
+
+    def _triage(self, report: DriftReport) -> Diagnosis:
+        return triage(
+            report,
+            importance=self._importance,
+            missing_before=self._missing,
+            categories=self._known_by_name,
+            parts=self._parts,
+            mix=self._mix(report),
+            stats=self._stats,
+        )
 
     def burning(self, now: float) -> str:
         """Why changes must wait, or ``""``."""
