@@ -45,7 +45,8 @@ from raymlops.registry.package import Reference
 from raymlops.retrain import AskPerson, ProbeFirst, Retrain, RetrainPolicy, RetrainState, decide_retrain
 from raymlops.search.candidates import hist_boosting
 from raymlops.search.probe import held_out_predictions, probe
-from raymlops.search.selection import Problem, Search, SearchResult, compare_windows, refit
+from raymlops.search.selection import Problem, Search, SearchResult, refit
+from raymlops.search.windows import choose_window
 
 WEEK_S = 7 * 86_400.0
 FOLLOWING = 4
@@ -320,7 +321,7 @@ class Loop:
         # What the monitor watches is what the windows are compared by.
         metric = "mae" if self.table.contract.task == "regression" else "brier"
         search = Search(candidates=[hist_boosting()], metric=metric, recency=POLICY.window == "recent")
-        return compare_windows(arrays, self.table.contract, search, ordered=self.table.ordered, change_row=changed)
+        return choose_window(arrays, self.table.contract, search, ordered=self.table.ordered, change_row=changed)
 
     def _retrain(self, decision: Retrain, end: int, now: float) -> None:
         self.score.retrainings += 1

@@ -38,7 +38,8 @@ from raymlops.registry.package import Reference, build_package, download, upload
 from raymlops.registry.version import ModelVersion
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.probe import held_out_predictions
-from raymlops.search.selection import Objective, Search, SearchResult, compare_windows, refit
+from raymlops.search.selection import Objective, Search, SearchResult, refit
+from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor, measure_latency
 from raymlops.settings import Settings
 from raymlops.store import Lease, Store
@@ -206,7 +207,7 @@ class Turn:
             settled_one = None if policy.search == "full" else self._settled(spec)
             if settled_one is not None:
                 spec = replace(spec, candidates=(settled_one,))
-                return compare_windows(
+                return choose_window(
                     arrays,
                     snapshot.contract,
                     spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raymlops.registry.package import Reference
 
 _KEPT_VERSIONS = 64
+_KEPT_WINDOWS, _KEPT_COLUMNS = 240, 8
 
 
 class Insight:
@@ -33,6 +35,7 @@ class Insight:
     ----------
     diagnosis : of the newest report of the version followed; ``None`` before there is one
     ledger : losses of every version by when their rows were served
+    windows : of the newest 240 windows what the report page draws, JSON
     """
 
     def __init__(self, spec: Monitor) -> None:
@@ -40,6 +43,7 @@ class Insight:
         self.ledger = LossLedger(max(seconds(spec.max_age, "max_age"), 1.0))
         self.diagnosis: Diagnosis | None = None
         self.forecast: Forecast | None = None
+        self.windows: deque[dict[str, Any]] = deque(maxlen=_KEPT_WINDOWS)
         self._budget = None if spec.slo is None else ErrorBudget(spec.slo)
         self._version: int | None = None
         self._reference: Reference | None = None
@@ -91,6 +95,7 @@ class Insight:
         self.diagnosis = self._triage(report)
         if report.kind == "window":
             self._stats = VariantStats()
+            self.windows.append(_drawn(report, self.diagnosis))
         found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
         self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
 
@@ -132,6 +137,7 @@ class Insight:
             "ledger": self.ledger.to_dict(),
             "promised": {str(version): list(pair) for version, pair in self._promised.items()},
             "budget": None if self._budget is None else self._budget.to_dict(),
+            "windows": list(self.windows),
         }
 
     def load(self, body: Mapping[str, Any] | None) -> None:
@@ -139,6 +145,27 @@ class Insight:
         if body is None:
             return
         self.ledger.load(body["ledger"])
+        self.windows.extend(body.get("windows", ()))
         self._promised = {int(version): (pair[0], pair[1]) for version, pair in body["promised"].items()}
         if self._budget is not None and body["budget"] is not None:
             self._budget.load(body["budget"])
+
+
+def _drawn(report: DriftReport, diagnosis: Diagnosis) -> dict[str, Any]:
+    moved: dict[str, float] = {}
+    for item in report.evidence:
+        if item.drifted and item.distance > 0:
+            moved[item.column] = round(max(moved.get(item.column, 0.0), item.distance), 4)
+    most = sorted(moved.items(), key=lambda item: (-item[1], item[0]))[:_KEPT_COLUMNS]
+    return {
+        "window": report.window,
+        "version": report.version,
+        "from": report.from_at,
+        "to": report.to_at,
+        "rows": report.rows,
+        "severity": report.severity,
+        "kind": diagnosis.kind,
+        "loss": report.loss,
+        "limit": report.loss_limit,
+        "moved": dict(most),
+    }

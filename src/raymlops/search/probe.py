@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raymlops.data.snapshot import Arrays
     from raymlops.search.selection import SearchResult
 
-_LEAST, _MOST = 30, 2_000
+_LEAST, _ENOUGH, _MOST = 30, 250, 2_000
 _BLOCKS = 20
 _LEAST_LOSS = 1e-3
 
@@ -61,10 +61,13 @@ class Probe:
 
 
 def compared_rows(labelled: int, since_change: int | None = None) -> int:
-    """How many of the newest labelled rows a probe holds back to compare on: a third of what came since the champion's
-    training, or since the change where one was found (a refit that has not seen the change shows nothing), 30 to 2,000."""
+    """How many of the newest labelled rows a probe holds back to compare on: a fifth of what came since the champion's
+    training, or since the change where one was found (a refit that has not seen the change shows nothing).
+
+    Few, so that the refit is nearly as fresh as a retraining would be; but at least 250 or half of them, and at most 2,000.
+    """
     new = labelled if since_change is None else min(labelled, since_change)
-    return min(max(new // 3, _LEAST), _MOST)
+    return min(max(new // 5, min(_ENOUGH, new // 2), _LEAST), _MOST)
 
 
 def held_out_predictions(result: SearchResult, arrays: Arrays) -> NDArray[np.float64]:
