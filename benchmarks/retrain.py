@@ -270,9 +270,8 @@ class Loop:
 
     def _decide(self, number: int, block: slice) -> None:
         now = number * WEEK_S
-        for report in self.champion.watcher.step(now):
-            self._standing = report
-            self._insight.look(report)
+        for told in self.champion.watcher.step(now):
+            self._standing = report = self._insight.look(told)
             self._state = self._state.seen(report)
             if report.may_retrain and (not self._alarmed or self._alarmed[-1][0] is not self.champion):
                 self._alarmed.append((self.champion, number))

@@ -161,10 +161,17 @@ class ProbeFirst:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Do not train. ``until`` is the wall time at which time alone would change that, ``None`` when it would not."""
+    """Do not train.
+
+    Attributes
+    ----------
+    until : wall time at which time alone would change that, ``None`` when it would not
+    held_by : of something that asks for a retraining and is held back on purpose, what holds it; else ``""``
+    """
 
     until: float | None
     reason: str
+    held_by: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +216,10 @@ def decide_retrain(
     if state.needs_person is not None:
         return Wait(until=None, reason=f"waits for a person: {state.needs_person}")
     if diagnosis is not None and diagnosis.veto:
-        return Wait(until=None, reason=f"{diagnosis.kind.replace('_', ' ')}: {diagnosis.note}")
+        kind = diagnosis.kind
+        return Wait(until=None, reason=f"{kind.replace('_', ' ')}: {diagnosis.note}", held_by=kind)
     if burning:
-        return Wait(until=None, reason=f"the error budget is burning: {burning}")
+        return Wait(until=None, reason=f"the error budget is burning: {burning}", held_by="error_budget")
     evidence = wanted.evidence if isinstance(wanted, Retrain) else {}
     said = {**evidence, "wanted": f"{wanted.trigger}: {wanted.reason}"}
     if wanted.trigger in ALARMS and state.fruitless >= policy.give_up_after:
@@ -255,7 +263,7 @@ def _probed(
     # Each further one has half as many rows again, so that a storm of alarms is not one of probes.
     if rows - pace.rows >= max(policy.min_labels, pace.rows // 2):
         return ProbeFirst(trigger=wanted.trigger, reason=wanted.reason)
-    return Wait(until=None, reason=f"a probe refit shows no gain: {pace.newest.note}")
+    return Wait(until=None, reason=f"a probe refit shows no gain: {pace.newest.note}", held_by="no_gain")
 
 
 def _wanted(
@@ -282,8 +290,8 @@ def _cost(policy: RetrainPolicy, state: RetrainState, rows: int) -> Retrain | Pr
     pace = state.pace
     if pace.ready:
         reason = (
-            f"the champion has lost as much as {pace.lost:.0f} usual rows against a fresh model, a retraining costs "
-            f"{pace.cost:.0f} ({pace.excess:+.1%} now)"
+            f"left alone, the champion has lost {pace.lost:.0f} rows' worth more than a fresh model ({pace.excess:+.1%} a row "
+            f"now), and a retraining costs {pace.cost:.0f}"
         )
         return Retrain(trigger="cost", reason=reason, evidence={"lost_rows": pace.lost, "excess": pace.excess})
     if rows >= max(pace.next_rows, policy.min_labels):
@@ -347,4 +355,4 @@ def _held_back(policy: RetrainPolicy, state: RetrainState, now: float) -> Wait |
             (today[-policy.max_per_day] + _DAY_S, f"{len(today)} retrainings in 24 hours, {policy.max_per_day} allowed")
         )
     until, reason = max(holds)
-    return Wait(until=until, reason=reason) if now < until else None
+    return Wait(until=until, reason=reason, held_by="pace") if now < until else None

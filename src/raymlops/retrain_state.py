@@ -79,6 +79,7 @@ class RetrainState:
     pace : what cheap refits have shown of the champion
     probing : the probe under way and the champion's age in labelled rows when it was asked for
     probes : asked for so far; names the next one
+    held_by : what holds a wanted retraining back just now, ``""`` while nothing does
     """
 
     history: tuple[Turn, ...] = ()
@@ -89,6 +90,7 @@ class RetrainState:
     pace: Pace = field(default_factory=Pace)
     probing: Probing | None = None
     probes: int = 0
+    held_by: str = ""
 
     def probe_asked(self, id: str, rows: int) -> RetrainState:
         """A probe of the champion at age ``rows`` was asked for."""

@@ -187,7 +187,7 @@ def test_the_cost_asks_for_a_probe_and_retrains_when_what_was_lost_has_reached_i
     assert isinstance(decision, Retrain)
     assert decision.trigger == "cost"
     assert decision.reason == (
-        "the champion has lost as much as 62 usual rows against a fresh model, a retraining costs 60 (+27.7% now)"
+        "left alone, the champion has lost 62 rows' worth more than a fresh model (+27.7% a row now), and a retraining costs 60"
     )
     assert decision.evidence["probe"]["gain"] == 0.02
     for idle in (replace(CAREFUL, refit_cost=None), replace(CAREFUL, probe=False)):

@@ -262,6 +262,7 @@ def test_a_probe_without_a_gain_starts_nothing_and_one_that_failed_is_no_veto(wo
     kinds = [event.kind for event in EventLog(world.store).read(NAME)]
     assert [kind for kind in kinds if kind.startswith(("probe", "retrain"))] == [
         "probed",
+        "retrain_held",
         "probe_failed",
         "retrain_started",
     ]

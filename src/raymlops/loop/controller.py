@@ -240,6 +240,10 @@ def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Obs
         burning=seen.burning,
         forecast=seen.forecast,
     )
+    held = decision.held_by if isinstance(decision, Wait) else ""
+    if held and held != state.retrain.held_by:
+        records = (*records, Record(kind="retrain_held", body={"reason": decision.reason}))
+    state = replace(state, retrain=replace(state.retrain, held_by=held))
     if isinstance(decision, Wait):
         return state, records
     if isinstance(decision, ProbeFirst):

@@ -107,7 +107,7 @@ class Watch:
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:
-            self.insight.look(report)
+            report = self.insight.look(report)
             self._reports.append(self.describe(report))
             self.standing = report
         if self._dirty or report is not None:

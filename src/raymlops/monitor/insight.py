@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _KEPT_VERSIONS = 64
 _KEPT_WINDOWS, _KEPT_COLUMNS = 240, 8
+_NEWEST = 100
 
 
 class Insight:
@@ -55,6 +57,7 @@ class Insight:
         self._x = np.zeros((0, 0), dtype=np.float32)
         self._stats = VariantStats()
         self._parts: LossParts | None = None
+        self._window: DriftReport | None = None
 
     def follow(
         self,
@@ -75,7 +78,7 @@ class Insight:
             del self._promised[old]
         self._version, self._reference, self.diagnosis = version, reference, None
         self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
-        self._parts = None
+        self._parts = self._window = None
 
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
@@ -88,8 +91,13 @@ class Insight:
         """Rows ``(n, d)`` of the champion's traffic; the newest window of them is kept, in memory only."""
         self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self._spec.window_rows :]
 
-    def look(self, report: DriftReport) -> None:
-        """Diagnose a report and forecast anew."""
+    def look(self, report: DriftReport) -> DriftReport:
+        """Diagnose a report and forecast anew. Harm that is told between two windows brings no evidence of its own: it gets
+        that of the newest window of the same version, and the report is given back with it."""
+        if report.kind == "window":
+            self._window = report
+        elif self._window is not None and self._window.version == report.version:
+            report = replace(report, evidence=self._window.evidence, columns=self._window.columns)
         if not report.harm:
             self._parts = None  # of a rise that is over
         self.diagnosis = self._triage(report)
@@ -98,6 +106,7 @@ class Insight:
             self.windows.append(_drawn(report, self.diagnosis))
         found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
         self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
+        return report
 
     def examined(self, parts: LossParts | None, report: DriftReport | None) -> None:
         """A probe has split the rise of the champion's loss: the newest report is diagnosed with that."""
@@ -110,11 +119,19 @@ class Insight:
             report,
             importance=self._importance,
             missing_before=self._missing,
+            missing_now=self._missing_now(),
             categories=self._known_by_name,
             parts=self._parts,
             mix=self._mix(report),
             stats=self._stats,
         )
+
+    def _missing_now(self) -> dict[str, float]:
+        """Missing rates of the newest rows, which no window may have judged yet."""
+        newest = self._x[-_NEWEST:]
+        if self._reference is None or len(newest) < _NEWEST:
+            return {}
+        return dict(zip(self._reference.columns, (~np.isfinite(newest)).mean(axis=0).tolist(), strict=True))
 
     def burning(self, now: float) -> str:
         """Why changes must wait, or ``""``."""

@@ -23,7 +23,7 @@ VETO: frozenset[Kind] = frozenset({"broken_data", "serving_fault"})
 
 MISSING_SHARE = 0.05
 """A missing rate that rises by less (over its noise floor) is drift of the data, whatever the column was like."""
-_SELDOM, _HALF = 0.01, 0.5
+_SELDOM, _HALF, _GOING = 0.01, 0.5, 0.10
 FAULT_RATE = 0.05
 """Share of requests without a usable answer that is surely exceeded in a serving fault."""
 _Z = 3.0
@@ -77,6 +77,7 @@ def triage(
     *,
     importance: Mapping[str, float] | None = None,
     missing_before: Mapping[str, float] | None = None,
+    missing_now: Mapping[str, float] | None = None,
     categories: Collection[str] = (),
     parts: LossParts | None = None,
     mix: Mix | None = None,
@@ -90,6 +91,7 @@ def triage(
     missing_before : missing rates of the reference's columns, 0 where not named. Data are broken when a column that was
         hardly ever missing is missing now, or when half of what used to be there is gone; a rate that fell, or crept up
         where values were often missing, is drift
+    missing_now : missing rates of the newest rows, at least 100: harm can be known before the window that shows why is full
     categories : columns in which a value that the model does not know counts as missing: new values are drift, and a
         model must learn them, so these columns are never a veto
     parts : the rise of the loss, split; without labels ``None``
@@ -100,7 +102,9 @@ def triage(
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
-    gone = _gone(report, missing_before or {}, categories)
+    gone = _gone(report, missing_before or {}, categories) or _going(
+        missing_now or {}, missing_before or {}, categories
+    )
     if gone:
         return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(
@@ -151,6 +155,16 @@ def _gone(report: DriftReport, before: Mapping[str, float], categories: Collecti
         then = before.get(item.column, 0.0)
         if then < _SELDOM or item.distance >= _HALF * (1.0 - then):
             found.append(f"{item.column} ({item.statistic:+.0%} of the rows)")
+    return found
+
+
+def _going(now: Mapping[str, float], before: Mapping[str, float], categories: Collection[str]) -> list[str]:
+    """Columns of which the newest rows lack so much that a hundred of them are sure."""
+    found = []
+    for column, rate in now.items():
+        then = before.get(column, 0.0)
+        if column not in categories and (rate >= _GOING if then < _SELDOM else rate - then >= _HALF * (1.0 - then)):
+            found.append(f"{column} ({rate - then:+.0%} of the newest rows)")
     return found
 
 

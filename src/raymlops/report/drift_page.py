@@ -23,7 +23,7 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-wid
 color:var(--ink);background:var(--back)}
 h1{font-size:1.7rem;line-height:1.2;margin:0}h2{font-size:1.15rem;margin:2.6rem 0 .6rem}p{margin:.4rem 0;max-width:44rem}
 .dim{color:var(--dim);font-size:.9rem}.lead{font-size:1.1rem;margin-top:.8rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.75rem;margin:1.4rem 0 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.75rem;margin:1.4rem 0 0}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:.5rem;padding:.7rem .9rem}
 .card b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}.card span{color:var(--dim);font-size:.85rem}
 .ask{border:1px solid var(--s4);border-left-width:.4rem;border-radius:.4rem;padding:.6rem .9rem;margin:1rem 0;max-width:none}
@@ -31,7 +31,7 @@ h1{font-size:1.7rem;line-height:1.2;margin:0}h2{font-size:1.15rem;margin:2.6rem 
 th{font-weight:600;color:var(--dim);font-size:.83rem}
 td,th{text-align:left;padding:.35rem .9rem .35rem 0;vertical-align:top;border-bottom:1px solid var(--rule)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.w{white-space:nowrap}
-details>summary{cursor:pointer;list-style-position:outside}details p{margin:.2rem 0 .2rem 1rem}
+summary{cursor:pointer;list-style-position:inside}details p{margin:.25rem 0 .25rem 1.1rem}
 .tag{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:0 .55rem;font-size:.82rem;white-space:nowrap}
 .good{color:var(--good)}.bad{color:var(--s4)}.busy{color:var(--blue)}.human{color:var(--violet)}
 svg{width:100%;height:auto;display:block;min-width:40rem}svg text{font:11.5px system-ui,sans-serif;fill:var(--dim)}
@@ -60,6 +60,7 @@ _KINDS = {
 _DECISIONS = {
     "deployed": ("first version deployed", ""),
     "retrain_started": ("retraining started", "busy"),
+    "retrain_held": ("held back", "human"),
     "retrain_failed": ("retraining failed", "bad"),
     "candidate_refused": ("candidate refused", "bad"),
     "rollout_started": ("canary started", "busy"),
@@ -75,6 +76,7 @@ _DECISIONS = {
     "probed": ("probe refit", ""),
     "probe_failed": ("probe failed", "bad"),
 }
+_PROBES = frozenset({"probed", "probe_failed"})
 _ENDS = frozenset({"retrain_failed", "candidate_refused", "promoted", "rolled_back"})
 _SHOWN = 60
 
@@ -100,8 +102,8 @@ def drift_page(
         _head(name, loop, monitor, now),
         _cards(loop, monitor, events, now),
         f"<h2>Windows over time</h2>{timeline(watch, events)}",
-        _moved(monitor),
-        _cost(monitor),
+        _moved(monitor, loop),
+        _cost(monitor, loop),
         _decided(events),
         _due(monitor, loop, now),
     )
@@ -119,7 +121,7 @@ def _head(name: str, loop: Mapping[str, Any], monitor: Mapping[str, Any], now: f
     phase = str((loop.get("phase") or ["unknown"])[0])
     words = "".join(f" {sign.lower()}" if sign.isupper() else sign for sign in phase).strip()
     diagnosis = monitor.get("diagnosis") or {}
-    kind = _KINDS.get(str(diagnosis.get("kind")), "no full window has been seen yet")
+    kind = _KINDS.get(str(diagnosis.get("kind")), "its first window is not full yet")
     asked = (loop.get("retrain") or {}).get("needs_person")
     lead = f"Version {escape(str(loop.get('champion')))} serves ({escape(words)}); {kind}."
     why = f"<p>{escape(_sentence(diagnosis.get('note')))}</p>" if diagnosis.get("note") else ""
@@ -151,10 +153,22 @@ def _cards(loop: Mapping[str, Any], monitor: Mapping[str, Any], events: Sequence
     )
 
 
-def _moved(monitor: Mapping[str, Any]) -> str:
+def _diagnosis(monitor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the newest report, which may still be the champion's before this one."""
+    found: Mapping[str, Any] = monitor.get("diagnosis") or (monitor.get("last") or {}).get("diagnosis") or {}
+    return found
+
+
+def _whose(loop: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    if last.get("version") in (None, loop.get("champion")):
+        return ""
+    return f"<p class='dim'>These figures are version {escape(str(last['version']))}'s, which served before.</p>"
+
+
+def _moved(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     last = monitor.get("last") or {}
-    title = "<h2>What moved, and how sure that is</h2>"
-    guilty = {item["column"]: item for item in (monitor.get("diagnosis") or {}).get("guilty", ())}
+    title = f"<h2>What moved, and how sure that is</h2>{_whose(loop, last)}"
+    guilty = {item["column"]: item for item in _diagnosis(monitor).get("guilty", ())}
     sure = [item for item in last.get("evidence", ()) if item["drifted"]]
     if not sure:
         return f"{title}<p class='dim'>Nothing, in the newest window.</p>{_also(last)}"
@@ -197,9 +211,9 @@ def _also(last: Mapping[str, Any]) -> str:
     return f"<p class='dim'>{escape(' '.join(parts))}</p>" if parts else ""
 
 
-def _cost(monitor: Mapping[str, Any]) -> str:
-    last, diagnosis = monitor.get("last") or {}, monitor.get("diagnosis") or {}
-    title = "<h2>What it costs</h2>"
+def _cost(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
+    last, diagnosis = monitor.get("last") or {}, _diagnosis(monitor)
+    title = f"<h2>What it costs</h2>{_whose(loop, last)}"
     if last.get("loss") is None:
         estimate = (last.get("estimate") or {}).get("metrics", {}).get("brier")
         if estimate is None:
@@ -236,18 +250,25 @@ def _decided(events: Sequence[Event]) -> str:
 
 
 def _grouped(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """A retraining with the probe that asked for it and all that came of it; probes that changed nothing, run together."""
     held: list[Event] = []
     for event in events:
-        if event.kind == "retrain_started":
-            if held:
-                yield held
-            held = [event]
-        elif held and (event.kind in _ENDS or event.kind.startswith(("rollout", "appro", "pause", "resume"))):
+        started = any(item.kind == "retrain_started" for item in held)
+        if event.kind in _PROBES and not started:
+            held.append(event)
+        elif event.kind == "retrain_started":
+            if started or len(held) > 1:
+                yield held if started else held[:-1]
+            held = [event] if started else [*held[-1:], event]
+        elif started and (event.kind in _ENDS or event.kind.startswith(("rollout", "appro", "pause", "resume"))):
             held.append(event)
             if event.kind in _ENDS:
                 yield held
                 held = []
         else:
+            if held and not started:
+                yield held
+                held = []
             yield [event]
     if held:
         yield held
@@ -256,17 +277,21 @@ def _grouped(events: Sequence[Event]) -> Iterator[list[Event]]:
 def _group_row(group: Sequence[Event]) -> str:
     first, last = group[0], group[-1]
     version = next((event.body["version"] for event in reversed(group) if event.body.get("version") is not None), None)
+    main = next((event for event in group if event.kind == "retrain_started"), last)
     if len(group) == 1:
-        why = _text(first.body, "reason")
+        what, why = _tag(first.kind), _text(first.body, "reason")
     else:
         steps = "".join(
-            f"<p>{when(event.at)} {_tag(event.kind)} {_text(event.body, 'reason')}</p>" for event in group[1:]
+            f"<p>{when(event.at)} {_tag(event.kind)} {_text(event.body, 'reason')}</p>"
+            for event in group
+            if event is not main
         )
-        took = f" <span class='dim'>after {span(last.at - first.at)}</span>" if last.at > first.at else ""
-        why = f"<details><summary>{_text(first.body, 'reason')}{took}</summary>{steps}</details>"
-    what = _tag(first.kind) if len(group) == 1 else f"{_tag(first.kind)} → {_tag(last.kind)}"
+        took = f" <span class='dim'>over {span(last.at - main.at)}</span>" if last.at > main.at else ""
+        ended = f" {_tag(last.kind)}" if last.kind in _ENDS else ""
+        what = f"{_tag(main.kind)}{ended}" if main.kind not in _PROBES else f"{len(group)} × {_tag(main.kind)}"
+        why = f"<details><summary>{_text(main.body, 'reason')}{took}</summary>{steps}</details>"
     shown = "" if version is None else escape(str(version))
-    return f"<tr><td class='w'>{when(first.at)}</td><td>{what}</td><td class='n'>{shown}</td><td>{why}</td></tr>"
+    return f"<tr><td class='w'>{when(main.at)}</td><td>{what}</td><td class='n'>{shown}</td><td>{why}</td></tr>"
 
 
 def _tag(kind: str) -> str:
