@@ -29,6 +29,7 @@ PROBE_ROWS = 50_000
 """A refit learns from at most this many of the newest rows: it has to be cheap, not good."""
 _PART_ROWS = 2_000
 _LEAST_PART_ROWS = 100
+_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def examine(
     DataError : too few labelled rows, or too few with a finite prediction of both models
     """
     held = compared_rows(labelled, since_change)
-    if len(y) < 4 * held:
+    if len(y) < _SHARE * held:
         raise DataError(f"{len(y)} labelled rows are too few to hold {held} back and learn from the rest.")
     model = refit(x[:-held][-PROBE_ROWS:], y[:-held][-PROBE_ROWS:])
     old, new = (row_losses(task, y[-held:], said(x[-held:])) for said in (champion, model))
