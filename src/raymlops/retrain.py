@@ -49,8 +49,8 @@ class RetrainPolicy:
     on_harm : measured loss above what is accepted (severity 4)
     on_drift : the score moved in two windows running while there are no labels to measure the loss (severity 3)
     on_forecast : the age at which earlier versions went bad has come (see ``monitor/forecast.py``)
-    refit_cost : what a retraining costs, in labelled rows' worth of the usual loss: with 60, and a champion that loses 10 %
-        more than a fresh model would, it pays after 600 rows. ``None`` weighs no cost, so only alarms and the calendar ask
+    refit_cost : what a retraining costs, in labelled rows' worth of the usual loss: with 30, and a champion that loses 10 %
+        more than a fresh model would, it pays after 300 rows. ``None`` weighs no cost, so only alarms and the calendar ask
     least_excess : a champion that loses less than this more than a fresh model would is kept, however many rows that is lost
         over: the cost asks for nothing then
     probe : ask for a cheap refit before an alarm or the cost starts a retraining. Without it alarms start at once, and the
@@ -77,7 +77,7 @@ class RetrainPolicy:
     on_drift: bool = True
     on_harm: bool = True
     on_forecast: bool = False
-    refit_cost: float | None = 60.0
+    refit_cost: float | None = 30.0
     least_excess: float = 0.02
     probe: bool = True
     every: float | str | None = None
