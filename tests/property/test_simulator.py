@@ -18,7 +18,7 @@ POLICY = RetrainPolicy(cooldown="1h", max_per_day=4, give_up_after=5)
 
 def hold(story: Story, policy: RetrainPolicy, least_gap: float = HOUR) -> None:
     """What must hold in every world; a probe is cheap, but not free."""
-    assert len(story.probes) <= 60 + 12 * len(story.starts)
+    assert len(story.probes) <= 80 + 12 * len(story.starts)
     assert story.down_ticks == 0
     assert story.most_in_flight <= 1
     assert story.most_in(DAY) <= policy.max_per_day

@@ -198,7 +198,7 @@ def test_an_excess_too_small_to_matter_is_not_retrained_for() -> None:
     slight = replace(GAIN, gain=0.001, standard_error=0.0001, rows=2000)
     state = RetrainState().trained(0.0).probe_asked("p", 100_000).probed(slight, 60.0, 0.02)
     assert state.pace.lost > 60.0
-    assert isinstance(decide_retrain(CAREFUL, state, None, 150_000, 0.0), Wait)
+    assert isinstance(decide_retrain(CAREFUL, state, None, 124_999, 0.0), Wait)
     assert state.pace.due()[1] == pytest.approx(196_000.0)  # at twice the excess
     larger = RetrainState().trained(0.0).probe_asked("p", 100_000).probed(replace(slight, gain=0.003), 60.0, 0.02)
     assert isinstance(decide_retrain(CAREFUL, larger, None, 150_000, 0.0), Retrain)

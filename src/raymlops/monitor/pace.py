@@ -22,8 +22,9 @@ from typing import Any
 from raymlops.search.probe import Probe
 
 _CLOSER = 1 / 8
-_FURTHER = 1.0
-"""The next probe comes after at least an eighth more rows than this one had, and at most as many again."""
+_FURTHER = 1 / 4
+"""The next probe comes after at least an eighth more rows than this one had, and at most a quarter: what a probe has shown
+holds for as long as nothing changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
