@@ -17,6 +17,7 @@ from raymlops.data.sources import FrameSource
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, call, save_pipeline
 from raymlops.pipeline import Pipeline
+from raymlops.retrain import RetrainPolicy
 from raymlops.serving.policies import BlueGreen, Canary
 from raymlops.serving.ray_serve import Place, ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
@@ -26,6 +27,9 @@ from raymlops.testing.packages import register_small
 
 NAME = "rolled"
 FRAME = pd.DataFrame({"a": [0.1, -0.2], "b": [0.3, 0.4], "y": [1, 0]})
+
+
+RETRAIN = RetrainPolicy(refit_cost=None)
 
 
 class Nothing:
@@ -55,7 +59,7 @@ class World:
         save_pipeline(
             self.store,
             Lake(self.settings.lake),
-            Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), rollout=rollout),
+            Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), rollout=rollout, retrain=RETRAIN),
         )
         call(self.steward, "reload")
 
@@ -111,7 +115,8 @@ def world(ray_cluster: Settings) -> Iterator[World]:
     store = Store(ray_cluster.store)
     for version, flipped in ((1, False), (2, False), (3, True)):
         register_small(ray_cluster, NAME, version, rounds=20, flipped=flipped)
-    save_pipeline(store, Lake(ray_cluster.lake), Pipeline(name=NAME, source=FrameSource(FRAME, label="y")))
+    pipeline = Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), retrain=RETRAIN)
+    save_pipeline(store, Lake(ray_cluster.lake), pipeline)
     steward: Any = (
         ray.remote(TestedSteward)
         .options(name=steward_name(NAME), namespace=NAMESPACE, num_cpus=0, max_concurrency=64)

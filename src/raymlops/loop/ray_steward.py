@@ -22,7 +22,7 @@ from raymlops.loop.controller import Action, Observation
 from raymlops.loop.ledger import LEASE_S, Ledger
 from raymlops.loop.pipelines import load_pipeline as load_pipeline
 from raymlops.loop.pipelines import save_pipeline as save_pipeline
-from raymlops.loop.ports import Aliases, Jobs, JobStatus, Serve
+from raymlops.loop.ports import Aliases, Jobs, JobStatus, ProbeFailed, Serve
 from raymlops.loop.ray_probe import RayProbes
 from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
@@ -160,9 +160,7 @@ class Steward:
     def tick(self) -> None:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
-        probing = self._state.retrain.probing
-        found = None if probing is None else self._jobs.probed(probing.id)
-        examination = None if found == "running" else found
+        examination = self._poll_probe()
         with self._lock:
             self._keep_lease()
             now = self._clock.now()
@@ -197,6 +195,18 @@ class Steward:
         self._job_polled = now
         status = self._jobs.status(job.event_id)
         return status, self._jobs.logs(job.event_id) if status == "failed" else ""
+
+    def _poll_probe(self) -> Examination | ProbeFailed | None:
+        probing = self._state.retrain.probing
+        if probing is None:
+            return None
+        try:
+            found = self._jobs.probed(probing.id)
+        except Exception as error:
+            # Watching goes on without an answer; the policy knows what to do then.
+            log.exception("%s: probe %s cannot be asked for", self.endpoint, probing.id)
+            return ProbeFailed(reason=f"{type(error).__name__}: {error}"[:500])
+        return None if found == "running" else found
 
     def _keep_lease(self) -> None:
         now = self._clock.monotonic()
