@@ -22,7 +22,7 @@ from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.report.drift_page import drift_page
 from raymlops.search.probe import Probe
-from raymlops.store import Store
+from raymlops.store import LabelConflictRow, Store
 
 NASTY = "<script>alert(1)</script>'\""
 DAY = 86_400.0
@@ -169,6 +169,13 @@ def test_figures_of_the_version_before_say_whose_they_are() -> None:
     given["loop"]["champion"] = 3
     text = " ".join(Reader(drift_page("shop", **given)).words)
     assert text.count("These figures are version 2's, which served before.") == 2
+
+
+def test_labels_that_disagree_are_shown_to_a_person() -> None:
+    row = LabelConflictRow(request_id=NASTY, row_index=2, kept=1, refused=0, received_at=DAY)
+    page = drift_page("shop", **material(), conflicts=[row])
+    assert f"1970-01-02 00:00 UTC {NASTY} 2 1 0" in " ".join(" ".join(Reader(page).words).split())
+    assert "Labels that disagree" not in drift_page("shop", **material())
 
 
 def test_nothing_on_the_page_runs_or_is_fetched() -> None:

@@ -101,7 +101,7 @@ def test_windows_are_kept_small_and_survive_a_crash() -> None:
     again = Insight(Monitor(second_opinion="off"))
     again.load(json.loads(json.dumps(insight.to_dict())))
     assert again.to_dict() == insight.to_dict()
-    assert len(again.windows) == 240
+    assert len(again.windows) == 120
     assert again.windows[-1]["window"] == 299
     assert list(again.windows[-1]["moved"]) == [f"c{i}" for i in range(29, 21, -1)]
     assert again.windows[-1]["kind"] == "covariate_shift"

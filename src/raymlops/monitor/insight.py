@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.registry.package import Reference
 
 _KEPT_VERSIONS = 64
-_KEPT_WINDOWS, _KEPT_COLUMNS = 240, 8
+_KEPT_WINDOWS, _KEPT_COLUMNS = 120, 8
 _NEWEST = 100
 
 
@@ -37,7 +37,7 @@ class Insight:
     ----------
     diagnosis : of the newest report of the version followed; ``None`` before there is one
     ledger : losses of every version by when their rows were served
-    windows : of the newest 240 windows what the report page draws, JSON
+    windows : of the newest 120 windows what the report page draws, JSON
     """
 
     def __init__(self, spec: Monitor) -> None:

@@ -11,6 +11,7 @@ from raymlops.events import Event
 from raymlops.monitor.forecast import span
 from raymlops.monitor.pace import Pace
 from raymlops.report.timeline import SEVERITIES, timeline, when
+from raymlops.store import LabelConflictRow
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#5d6773;--rule:#dfe3e8;--card:#f6f8fa;--back:#fff;--line:#24292f;
@@ -89,6 +90,7 @@ def drift_page(
     watch: Mapping[str, Any],
     events: Sequence[Event],
     now: float,
+    conflicts: Sequence[LabelConflictRow] = (),
 ) -> str:
     """The page of one endpoint.
 
@@ -97,6 +99,7 @@ def drift_page(
     loop, monitor, watch : the store's documents of these kinds; an empty one where there is none yet
     events : of this endpoint, in order
     now : wall seconds
+    conflicts : rows that were given two different labels
     """
     sections = (
         _head(name, loop, monitor, now),
@@ -106,6 +109,7 @@ def drift_page(
         _cost(monitor, loop),
         _decided(events),
         _due(monitor, loop, now),
+        _disagreeing(conflicts),
     )
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -336,6 +340,18 @@ def _by_history(found: Mapping[str, Any] | None, trained: float | None, now: flo
     due = trained + found["due_s"]
     ends = [when(trained + found[key]) if found[key] is not None else "no upper end" for key in ("low_s", "high_s")]
     return f"<p>By earlier versions: {_left(due, now)}; 80 % interval {ends[0]} to {ends[1]}. {note}</p>"
+
+
+def _disagreeing(conflicts: Sequence[LabelConflictRow]) -> str:
+    if not conflicts:
+        return ""
+    rows = "".join(
+        f"<tr><td class='w'>{when(row.received_at)}</td><td>{escape(row.request_id)}</td><td class='n'>{row.row_index}</td>"
+        f"<td>{escape(str(row.kept))}</td><td>{escape(str(row.refused))}</td></tr>"
+        for row in conflicts[:_SHOWN]
+    )
+    head = "<tr><th>when</th><th>request</th><th class='n'>row</th><th>label that counts</th><th>label that came later</th></tr>"
+    return f"<h2>Labels that disagree</h2><div class='scroll'><table>{head}{rows}</table></div>"
 
 
 def _left(due: float, now: float) -> str:
