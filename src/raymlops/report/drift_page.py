@@ -31,7 +31,7 @@ h1{font-size:1.7rem;line-height:1.2;margin:0}h2{font-size:1.15rem;margin:2.6rem 
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.93rem}
 th{font-weight:600;color:var(--dim);font-size:.83rem}
 td,th{text-align:left;padding:.35rem .9rem .35rem 0;vertical-align:top;border-bottom:1px solid var(--rule)}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.w{white-space:nowrap}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.w{white-space:nowrap}td.why{min-width:17rem}
 summary{cursor:pointer;list-style-position:inside}details p{margin:.25rem 0 .25rem 1.1rem}
 .tag{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:0 .55rem;font-size:.82rem;white-space:nowrap}
 .good{color:var(--good)}.bad{color:var(--s4)}.busy{color:var(--blue)}.human{color:var(--violet)}
@@ -182,7 +182,7 @@ def _moved(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
         f"<td>{_bar([('', item['distance'])])}</td><td class='n'>{item['distance']:.3f}</td>"
         f"<td class='n'>{_number(guilty.get(item['column'], {}).get('importance'))}</td>"
         f"<td class='n'>{_number(guilty.get(item['column'], {}).get('weight'))}</td>"
-        f"<td class='n'>{item['p_value']:.1e}</td><td class='n'>{item['limit']:.1e}</td>"
+        f"<td class='n'>{_tiny(item['p_value'])}</td><td class='n'>{_tiny(item['limit'])}</td>"
         f"<td class='n'>{_number(item['effective_rows'])}</td></tr>"
         for item in sure[:_SHOWN]
     )
@@ -295,7 +295,7 @@ def _group_row(group: Sequence[Event]) -> str:
         what = f"{_tag(main.kind)}{ended}" if main.kind not in _PROBES else f"{len(group)} × {_tag(main.kind)}"
         why = f"<details><summary>{_text(main.body, 'reason')}{took}</summary>{steps}</details>"
     shown = "" if version is None else escape(str(version))
-    return f"<tr><td class='w'>{when(main.at)}</td><td>{what}</td><td class='n'>{shown}</td><td>{why}</td></tr>"
+    return f"<tr><td class='w'>{when(main.at)}</td><td>{what}</td><td class='n'>{shown}</td><td class='why'>{why}</td></tr>"
 
 
 def _tag(kind: str) -> str:
@@ -321,6 +321,8 @@ def _by_probes(retrain: Mapping[str, Any], monitor: Mapping[str, Any], trained: 
         f"<p>A probe refit at {pace.rows:,} labels: the champion loses {pace.excess:+.1%} (± {pace.error:.1%}) against a fresh "
         f"model, and has lost as much as {pace.lost:.0f} usual rows; a retraining costs {pace.cost:.0f}."
     )
+    if pace.excess < pace.least:
+        text += f" Less than {pace.least:.0%} is not worth a new version."
     if labelled <= 0 or now <= trained:
         return text + "</p>"
     seconds_a_row = (now - trained) / labelled
@@ -386,6 +388,10 @@ def _text(body: Mapping[str, Any], key: str) -> str:
 def _sentence(text: object) -> str:
     said = str(text).strip()
     return said if not said else said[0].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
+
+
+def _tiny(probability: float) -> str:
+    return f"{probability:.1e}" if probability > 0 else "&lt; 1e-300"
 
 
 def _number(value: object) -> str:
