@@ -164,7 +164,8 @@ def report(
     kinds = {kind: store.get(kind, name) or {} for kind in ("loop", "monitor", "watch")}
     if not kinds["loop"]:
         raise ConfigError(f"The store knows no endpoint {name!r}.{nearest(name, store.names('loop'))}")
-    page = drift_page(name, **kinds, events=EventLog(store).read(name), now=time.time())
+    events, conflicts = EventLog(store).read(name), store.conflicts(name)
+    page = drift_page(name, **kinds, events=events, now=time.time(), conflicts=conflicts)
     path = output or settings.ensure_home() / "reports" / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from raymlops.monitor.pace import Pace, renewed
 
 if TYPE_CHECKING:
     from raymlops.monitor.report import DriftReport
+    from raymlops.search.probe import Probe
 
 Outcome = Literal["running", "promoted", "refused", "failed"]
-Trigger = Literal["harm", "drift", "age", "schedule", "forecast", "person"]
+Trigger = Literal["harm", "drift", "cost", "age", "schedule", "forecast", "person"]
 ALARMS = frozenset({"harm", "drift"})
 """Triggers that say something is wrong; the others only say that it is time."""
 
@@ -41,7 +44,8 @@ class Episode:
     Attributes
     ----------
     id : version, and window of the first alarm
-    began_at : wall time from which the alarming window's rows were served
+    began_at : wall time at which the change began, as the alarm estimates it; else from which the alarming window's rows
+        were served
     window : the newest window that was counted
     calm : windows in a row, up to that one, within the limits
     """
@@ -51,6 +55,14 @@ class Episode:
     began_at: float
     window: int
     calm: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """A probe under way; ``rows`` is the champion's age in labelled rows when it was asked for."""
+
+    id: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +76,10 @@ class RetrainState:
     episode : the drift episode at hand, if any
     needs_person : why a person is asked, ``None`` while the policy acts by itself
     cleared_at : when a person last took note; retrainings before do not count as fruitless any more
+    pace : what cheap refits have shown of the champion
+    probing : the probe under way and the champion's age in labelled rows when it was asked for
+    probes : asked for so far; names the next one
+    held_by : what holds a wanted retraining back just now, ``""`` while nothing does
     """
 
     history: tuple[Turn, ...] = ()
@@ -71,11 +87,28 @@ class RetrainState:
     episode: Episode | None = None
     needs_person: str | None = None
     cleared_at: float | None = None
+    pace: Pace = field(default_factory=Pace)
+    probing: Probing | None = None
+    probes: int = 0
+    held_by: str = ""
+
+    def probe_asked(self, id: str, rows: int) -> RetrainState:
+        """A probe of the champion at age ``rows`` was asked for."""
+        return replace(self, probing=Probing(id=id, rows=rows), probes=self.probes + 1)
+
+    def probed(self, found: Probe | None, refit_cost: float | None, least_excess: float = 0.0) -> RetrainState:
+        """The probe under way ended, ``None`` when it failed; without one under way the state stays as it is."""
+        if self.probing is None:
+            return self
+        episode = None if self.episode is None else self.episode.id
+        pace = self.pace.probed(found, self.probing.rows, refit_cost, least=least_excess, episode=episode)
+        return replace(self, probing=None, pace=pace)
 
     def started(self, at: float, trigger: Trigger = "harm") -> RetrainState:
         """A retraining began at ``at`` (wall seconds); it counts for cooldown and budget whatever comes of it."""
         turn = Turn(at=at, trigger=trigger, episode=None if self.episode is None else self.episode.id)
-        return replace(self, history=(*self.history, turn)[-KEPT:])
+        # Labels are counted anew from here, so a probe that is still under way tells of another age.
+        return replace(self, history=(*self.history, turn)[-KEPT:], pace=renewed(self.pace, False), probing=None)
 
     def finished(self, outcome: Literal["promoted", "refused", "failed"], at: float) -> RetrainState:
         """The running retraining ended; without a running one the state stays as it is."""
@@ -86,15 +119,16 @@ class RetrainState:
 
     def trained(self, at: float) -> RetrainState:
         """A new champion serves: its age counts from here, and the old one's troubles are over."""
-        return replace(self, trained_at=at, episode=None, needs_person=None)
+        pace = renewed(self.pace, True)
+        return replace(self, trained_at=at, episode=None, needs_person=None, pace=pace, probing=None)
 
     def asked(self, reason: str) -> RetrainState:
         """A person is asked; nothing starts by itself until :meth:`cleared`."""
         return replace(self, needs_person=reason)
 
     def cleared(self, at: float) -> RetrainState:
-        """A person took note: fruitless retrainings are counted anew."""
-        return replace(self, needs_person=None, cleared_at=at)
+        """A person took note: fruitless retrainings and probes are counted anew."""
+        return replace(self, needs_person=None, cleared_at=at, pace=replace(self.pace, barren=0))
 
     def seen(self, report: DriftReport | None) -> RetrainState:
         """Begin, carry on or end the episode by a report; the same report twice changes nothing."""
@@ -105,7 +139,8 @@ class RetrainState:
             if not report.may_retrain:
                 return self if self.episode is None else replace(self, episode=None)
             name = f"v{report.version}-w{report.window}"
-            begun = Episode(id=name, version=report.version, began_at=report.from_at, window=report.window)
+            began = report.from_at if report.change_at is None else report.change_at
+            begun = Episode(id=name, version=report.version, began_at=began, window=report.window)
             return replace(self, episode=begun)
         if report.severity >= 3:
             return replace(self, episode=replace(episode, window=max(report.window, episode.window), calm=0))
@@ -133,16 +168,18 @@ class RetrainState:
         return count
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "history": [asdict(turn) for turn in self.history]}
+        return {**asdict(self), "history": [asdict(turn) for turn in self.history], "pace": self.pace.to_dict()}
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> RetrainState:
         """From :meth:`to_dict`; what an earlier release did not keep takes its default."""
-        episode = body.get("episode")
+        episode, probing = body.get("episode"), body.get("probing")
         return cls(
             **{
                 **body,
                 "history": tuple(Turn(**turn) for turn in body["history"]),
                 "episode": None if episode is None else Episode(**episode),
+                "pace": Pace.from_dict(body.get("pace") or {}),
+                "probing": None if probing is None else Probing(**probing),
             }
         )

@@ -89,6 +89,16 @@ labels = sa.Table(
     sa.UniqueConstraint("endpoint", "request_id", "row_index"),
 )
 
+conflicts = sa.Table(
+    "label_conflicts",
+    metadata,
+    sa.Column("endpoint", sa.String(64), primary_key=True),
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("row_index", sa.Integer, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+)
+
 events = sa.Table(
     "events",
     metadata,
@@ -122,6 +132,17 @@ class LabelRow:
     request_id: str
     row_index: int
     value: float | int | str | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConflictRow:
+    """A row that was given two labels: ``kept`` counts, ``refused`` is the first one that disagreed."""
+
+    request_id: str
+    row_index: int
+    kept: float | int | str | bool
+    refused: float | int | str | bool
+    received_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,7 +395,8 @@ class Store:
         Returns
         -------
         one outcome per row: ``stored``; ``duplicate`` (the same label again); ``conflict`` (another label is
-        already there and stays); ``unknown`` (no such prediction was served)
+        already there and stays; the first one that disagrees is kept too, see :meth:`conflicts`); ``unknown`` (no such
+        prediction was served)
         """
         now = self.clock.now()
         outcomes: list[LabelOutcome] = []
@@ -383,28 +405,52 @@ class Store:
             served = _rows_by_key(connection, predictions.c.version, endpoint, asked)
             served |= self._unpack(connection, endpoint, asked - {request_id for request_id, _ in served})
             present = _rows_by_key(connection, labels.c.value, endpoint, asked)
-            fresh = []
+            fresh, other = [], []
             for row in rows:
                 key, value = (row.request_id, row.row_index), json.dumps(row.value)
+                told = {
+                    "endpoint": endpoint,
+                    "request_id": row.request_id,
+                    "row_index": row.row_index,
+                    "value": value,
+                    "received_at": now,
+                }
                 if key not in served:
                     outcomes.append("unknown")
-                elif key in present:
-                    outcomes.append("duplicate" if present[key] == value else "conflict")
-                else:
+                elif key not in present:
                     outcomes.append("stored")
                     present[key] = value
-                    fresh.append(
-                        {
-                            "endpoint": endpoint,
-                            "request_id": row.request_id,
-                            "row_index": row.row_index,
-                            "value": value,
-                            "received_at": now,
-                        }
-                    )
-            if fresh:
-                connection.execute(self._insert_new(labels), fresh)
+                    fresh.append(told)
+                elif present[key] == value:
+                    outcomes.append("duplicate")
+                else:
+                    outcomes.append("conflict")
+                    other.append(told)
+            for table, kept in ((labels, fresh), (conflicts, other)):
+                if kept:
+                    connection.execute(self._insert_new(table), kept)
         return outcomes
+
+    def conflicts(self, endpoint: str, limit: int = 100) -> list[LabelConflictRow]:
+        """Rows that were given a second, different label, the newest first: for a person to settle."""
+        same = sa.and_(*(labels.c[name] == conflicts.c[name] for name in ("endpoint", "request_id", "row_index")))
+        query = (
+            sa.select(
+                conflicts.c.request_id,
+                conflicts.c.row_index,
+                labels.c.value.label("kept"),
+                conflicts.c.value.label("refused"),
+                conflicts.c.received_at,
+            )
+            .join(labels, same)
+            .where(conflicts.c.endpoint == endpoint)
+            .order_by(conflicts.c.received_at.desc(), conflicts.c.request_id, conflicts.c.row_index)
+            .limit(limit)
+        )
+        with self.transaction() as connection:
+            rows = connection.execute(query).all()
+        found = ({**row._mapping, "kept": json.loads(row.kept), "refused": json.loads(row.refused)} for row in rows)
+        return [LabelConflictRow(**item) for item in found]
 
     def _unpack(
         self, connection: sa.Connection, endpoint: str, request_ids: Iterable[str]

@@ -65,6 +65,22 @@ def test_labels_are_stored_once_and_conflicts_are_kept_apart(store: Store) -> No
     assert store.outcomes("another") == []
 
 
+def test_the_first_label_that_disagrees_is_kept_for_a_person(store: Store, clock: ManualClock) -> None:
+    store.add_predictions("e", [served("a"), served("b")])
+    assert store.add_labels("e", [label("a"), label("a", 0), label("a", 0), label("a")]) == [
+        "stored",
+        "conflict",
+        "conflict",
+        "duplicate",
+    ]
+    clock.advance(5)
+    assert store.add_labels("e", [label("b", 0), label("a", 7), label("b", 3)]) == ["stored", "conflict", "conflict"]
+    told = [(row.request_id, row.kept, row.refused, row.received_at) for row in store.conflicts("e")]
+    assert told == [("b", 0, 3, 1005.0), ("a", 1, 0, 1000.0)]
+    assert [row.request_id for row in store.conflicts("e", limit=1)] == ["b"]
+    assert store.conflicts("another") == []
+
+
 def block(first: int, scores: list[list[float]], series: str = "00000000000000aa") -> Block:
     """Requests numbered from ``first`` on, one for each list of scores."""
     n = len(scores)

@@ -239,7 +239,7 @@ def world(ray_cluster: Settings) -> Iterator[World]:
         serving=Serving(replicas=2),
         rollout=Canary(weights=(0.5, 1.0), hold_s="1h", max_wait_s="2h"),
         monitor=Monitor(window_rows=1_000_000, max_age="7d", second_opinion="off"),
-        retrain=RetrainPolicy(on_drift=False),
+        retrain=RetrainPolicy(on_drift=False, refit_cost=None),
     )
     ray_steward.save_pipeline(store, Lake(ray_cluster.lake), pipeline)
     engine = ServeEngine(ray_cluster)

@@ -18,6 +18,7 @@ from raymlops.data.sources import FrameSource
 from raymlops.lake import Lake
 from raymlops.loop.ray_steward import Steward, call, save_pipeline
 from raymlops.pipeline import Pipeline
+from raymlops.retrain import RetrainPolicy
 from raymlops.serving.policies import ABTest, BlueGreen, Canary
 from raymlops.serving.ray_serve import Place, ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
@@ -29,6 +30,9 @@ from raymlops.testing.packages import register_small
 NAME = "rolled"
 BROKEN: dict[Fault, int] = {"shape": 4, "slow": 5}
 FRAME = pd.DataFrame({"a": [0.1, -0.2], "b": [0.3, 0.4], "y": [1, 0]})
+
+
+RETRAIN = RetrainPolicy(refit_cost=None)
 
 
 class Nothing:
@@ -58,7 +62,7 @@ class World:
         save_pipeline(
             self.store,
             Lake(self.settings.lake),
-            Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), rollout=rollout),
+            Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), rollout=rollout, retrain=RETRAIN),
         )
         call(self.steward, "reload")
 
@@ -117,7 +121,8 @@ def world(ray_cluster: Settings) -> Iterator[World]:
     for fault, version in BROKEN.items():
         altered = partial(FaultyEstimator, fault=fault, slow_s=0.06)
         register_small(ray_cluster, NAME, version, rounds=20, altered=altered)
-    save_pipeline(store, Lake(ray_cluster.lake), Pipeline(name=NAME, source=FrameSource(FRAME, label="y")))
+    pipeline = Pipeline(name=NAME, source=FrameSource(FRAME, label="y"), retrain=RETRAIN)
+    save_pipeline(store, Lake(ray_cluster.lake), pipeline)
     steward: Any = (
         ray.remote(TestedSteward)
         .options(name=steward_name(NAME), namespace=NAMESPACE, num_cpus=0, max_concurrency=64)

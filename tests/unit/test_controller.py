@@ -24,7 +24,7 @@ from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import Canary
 
 CANARY = Canary(weights=(0.1, 0.5, 1.0), hold_s=10, min_requests=60)
-POLICY = RetrainPolicy(cooldown=0)
+POLICY = RetrainPolicy(cooldown=0, probe=False)
 WELL = Comparison(champion=VariantStats(requests=500), challenger=VariantStats(requests=200))
 BROKEN = Comparison(champion=VariantStats(requests=500), challenger=VariantStats(requests=20, errors=20))
 
@@ -109,7 +109,7 @@ def test_one_retraining_at_a_time() -> None:
 
 
 def test_after_fruitless_retrainings_a_person_is_asked_once_and_resume_goes_on() -> None:
-    policy, state = RetrainPolicy(cooldown=0, give_up_after=2, max_per_day=50), serving()
+    policy, state = RetrainPolicy(cooldown=0, give_up_after=2, max_per_day=50, probe=False), serving()
     harm = DriftReport(
         window=1,
         version=1,

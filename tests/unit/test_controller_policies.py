@@ -16,7 +16,7 @@ from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import BlueGreen, Canary, Shadow
 from raymlops.serving.traffic import TrafficSplit
 
-RETRAIN = RetrainPolicy(cooldown=0)
+RETRAIN = RetrainPolicy(cooldown=0, probe=False)
 WELL = Comparison(champion=VariantStats(requests=500), challenger=VariantStats(requests=200))
 
 

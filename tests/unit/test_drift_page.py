@@ -16,10 +16,12 @@ from raymlops.events import Event, EventLog
 from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.forecast import Forecast
 from raymlops.monitor.ledger import LossLedger
+from raymlops.monitor.pace import Pace
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import triage
 from raymlops.report.drift_page import drift_page
-from raymlops.store import Store
+from raymlops.search.probe import Probe
+from raymlops.store import LabelConflictRow, Store
 from raymlops.testing.pages import Page
 
 NASTY = "<script>alert(1)</script>'\""
@@ -58,13 +60,29 @@ def material(column: str = "price", reason: str = "harm: measured") -> dict[str,
         ledger.add(2, np.full(50, 0.2 + 0.01 * day), np.full(50, day * DAY + 5))
     due = Forecast(due_s=9 * DAY, low_s=4 * DAY, high_s=None, lives=5, censored=2, method="survival", note="half left")
 
+    windows = [
+        {
+            "window": number,
+            "version": 2,
+            "from": number * DAY,
+            "to": (number + 1) * DAY,
+            "rows": 1000,
+            "severity": 4 if number == 4 else 0,
+            "kind": "none",
+            "loss": 0.2,
+            "limit": 0.22,
+            "moved": {column: 0.4} if number == 4 else {},
+        }
+        for number in range(6)
+    ]
+
     def event(seq: int, day: float, kind: str, body: dict[str, Any]) -> Event:
         return Event(seq=seq, at=day * DAY, endpoint="shop", kind=kind, body=body, previous="", hash="")
 
     return {
         "loop": {"phase": ["Monitoring", {}], "champion": 2, "retrain": {"trained_at": 0.0, "needs_person": None}},
         "monitor": {"last": report.to_dict(), "diagnosis": diagnosis.to_dict(), "forecast": due.to_dict()},
-        "watch": {"insight": {"ledger": ledger.to_dict(), "promised": {"2": [0.2, 0.22]}}},
+        "watch": {"insight": {"ledger": ledger.to_dict(), "promised": {"2": [0.2, 0.22]}, "windows": windows}},
         "events": [
             event(1, 4.0, "drift", {**report.to_dict(), "diagnosis": diagnosis.to_dict()}),
             event(2, 4.5, "retrain_started", {"reason": reason}),
@@ -79,16 +97,69 @@ def test_the_page_tells_what_moved_how_sure_what_it_costs_what_was_decided_and_w
     page = drift_page("shop", **material())
     text = " ".join(" ".join(Page(page).words).split())
     assert "Version 2 serves (monitoring); the inputs moved." in text
-    assert "price ks 0.400 1 1.0e-12 1.0e-05 90" in text
+    assert "price ks 0.400 1 0.4 1.0e-12 1.0e-05 90" in text
+    assert "window 4 of version 2, 1970-01-05 00:00 UTC, 1,000 rows: measured harm" in text
+    assert "price, window 4, 1970-01-05 00:00 UTC: 0.400" in text
     assert (
         "Mean loss 0.2500 of the newest of 3,000 labels, promised 0.2000, accepted up to 0.2200: +0.0500 a row (+25%)"
         in text
     )
-    assert "retraining started harm: measured" in text
+    assert "retraining started candidate refused harm: measured over 12 h" in text
     assert "candidate refused gate: worse" in text
-    assert "1970-01-10 00:00 UTC, in 3 d; 80 % interval 1970-01-05 00:00 UTC to no upper end. Half left." in text
+    assert (
+        "By earlier versions: 1970-01-10 00:00 UTC, in 3 d; 80 % interval 1970-01-05 00:00 UTC to no upper end. Half left."
+        in text
+    )
     circles = [tag for tag, _ in Page(page).tags if tag == "circle"]
     assert len(circles) == 6
+
+
+def test_the_parts_of_a_rise_and_the_pace_of_the_next_refit_are_told() -> None:
+    given = material()
+    given["monitor"]["diagnosis"] |= {"covariate": 0.01, "prior": 0.0, "concept": 0.04}
+    given["monitor"]["labelled"] = 600
+    probed = Probe(gain=0.02, standard_error=0.005, gains=True, rows=100, note="", loss=0.1)
+    given["loop"]["retrain"]["pace"] = Pace().probed(probed, 500, 60.0).to_dict()
+    text = " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+    assert "By part: inputs +0.0100, rate of the label +0.0000, what is learnt +0.0400." in text
+    assert (
+        "A probe refit at 500 labels: the champion loses +25.0% (± 6.2%) against a fresh model, and has lost as much as 62 usual "
+        "rows; a retraining costs 60. At this pace it pays now" in text
+    )
+
+
+def test_probes_that_changed_nothing_are_one_line_and_the_one_that_did_belongs_to_its_retraining() -> None:
+    given = material()
+    kinds = ("deployed", "probed", "probed", "probed", "retrain_started", "rollout_started", "promoted", "retrain_held")
+    given["events"] = [
+        Event(seq=i, at=i * DAY, endpoint="shop", kind=kind, body={"reason": f"reason {i}"}, previous="", hash="")
+        for i, kind in enumerate(kinds, start=1)
+    ]
+    text = " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+    at = text.index("What was decided")
+    rows = (
+        "1970-01-09 00:00 UTC held back reason 8",
+        "1970-01-06 00:00 UTC retraining started promoted reason 5 over 2 d",
+        "1970-01-04 00:00 UTC 2 × probe refit reason 3",
+        "1970-01-02 00:00 UTC first version deployed reason 1",
+    )
+    places = [text.index(row, at) for row in rows]
+    assert places == sorted(places)
+    assert "probe refit reason 4" in text
+
+
+def test_figures_of_the_version_before_say_whose_they_are() -> None:
+    given = material()
+    given["loop"]["champion"] = 3
+    text = " ".join(Page(drift_page("shop", **given)).words)
+    assert text.count("These figures are version 2's, which served before.") == 2
+
+
+def test_labels_that_disagree_are_shown_to_a_person() -> None:
+    row = LabelConflictRow(request_id=NASTY, row_index=2, kept=1, refused=0, received_at=DAY)
+    page = drift_page("shop", **material(), conflicts=[row])
+    assert f"1970-01-02 00:00 UTC {NASTY} 2 1 0" in " ".join(" ".join(Page(page).words).split())
+    assert "Labels that disagree" not in drift_page("shop", **material())
 
 
 def test_nothing_on_the_page_runs_or_is_fetched() -> None:
@@ -108,7 +179,13 @@ def test_nothing_on_the_page_runs_or_is_fetched() -> None:
 def test_an_endpoint_that_has_only_begun_has_a_page_too() -> None:
     page = drift_page("shop", loop={}, monitor={}, watch={}, events=[], now=0.0)
     text = " ".join(Page(page).words)
-    for sentence in ("no full window has been seen yet", "No labels have come yet.", "Nothing yet.", "Not known yet."):
+    for sentence in (
+        "its first window is not full yet",
+        "No window has been full, and no labels have come yet.",
+        "Not known: no labels have come.",
+        "Nothing yet.",
+        "Not known yet.",
+    ):
         assert sentence in text
 
 

@@ -99,3 +99,11 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         estimator().estimate(x[:, :2], scores)
     with pytest.raises(DataError, match="0 with a score"):
         estimator().estimate(x, np.full(400, np.nan))
+
+
+def test_a_column_without_a_single_value_tells_nothing_and_breaks_nothing() -> None:
+    rng = np.random.default_rng(0)
+    x, moved = rng.normal(size=(600, 3)), rng.normal(size=(400, 3)) + np.array([1.0, 0.0, 0.0])
+    x[:, 2] = moved[:, 2] = np.nan
+    assert np.allclose(density_ratio(x, moved), density_ratio(x[:, :2], moved[:, :2]))
+    assert density_ratio(x[:, 2:], moved[:, 2:]).tolist() == [1.0] * 600

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from raymlops.errors import ConfigError
-from raymlops.monitor.forecast import Life, forecast, growth, isotonic, median_interval, optimal_period, survival
+from raymlops.monitor.forecast import Life, forecast, isotonic, median_interval, survival
 from raymlops.monitor.ledger import LossLedger
 
 DAY = 86_400.0
@@ -61,26 +58,9 @@ def test_kaplan_meier_and_greenwood_on_the_figures_of_the_textbook() -> None:
     assert (low_end, median, high_end) == (16.0, 23.0, None)
 
 
-def test_growth_is_told_within_versions_and_only_when_sure() -> None:
-    lives = [aged(i, 0.03, 0.01, 5) for i in range(3)]
-    # A version that promised far too much has the same slope.
-    lives[0] = replace(lives[0], excess=tuple(item + 5.0 for item in lives[0].excess))
-    assert growth(lives) == pytest.approx(0.03 / DAY, rel=0.1)
-    assert forecast(lives).rate == growth(lives)
-    assert growth([aged(i, 0.0, 0.05, 12) for i in range(3)]) is None
-    assert growth([aged(1, -0.03, 0.01, 12)]) is None
-    assert growth([replace(lives[1], ages_s=(DAY,), excess=(0.1,))]) is None
-
-
 def test_isotonic_is_the_nearest_rising_sequence() -> None:
     assert isotonic(np.array([1.0, 3.0, 2.0, 4.0, 0.0])).tolist() == [1.0, 2.25, 2.25, 2.25, 2.25]
     assert isotonic(np.array([3.0, 2.0, 1.0])).tolist() == [2.0, 2.0, 2.0]
-
-
-def test_the_period_that_costs_least() -> None:
-    assert optimal_period(cost=50.0, rate=0.01) == 100.0
-    with pytest.raises(ConfigError, match="both must be positive"):
-        optimal_period(cost=1.0, rate=0.0)
 
 
 def test_a_ledger_tells_how_a_version_aged() -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from raymlops.errors import ConfigError
 from raymlops.monitor.forecast import Forecast
+from raymlops.monitor.pace import Pace
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis, Kind
-from raymlops.retrain import AskPerson, Retrain, RetrainPolicy, RetrainState, Wait, decide_retrain
+from raymlops.retrain import AskPerson, ProbeFirst, Retrain, RetrainPolicy, RetrainState, Wait, decide_retrain
 from raymlops.search.probe import Probe
 
-POLICY = RetrainPolicy(cooldown=60.0, max_per_day=2, min_labels=100, give_up_after=3)
+POLICY = RetrainPolicy(cooldown=60.0, max_per_day=2, min_labels=100, give_up_after=3, probe=False)
 HARM = DriftReport(
     window=7,
     rows=1000,
@@ -158,16 +159,100 @@ def test_the_forecast_asks_only_when_it_may_and_knows() -> None:
     assert isinstance(decide_retrain(policy, state, None, 500, 1e9, forecast=replace(due, due_s=None)), Wait)
 
 
-def test_a_refit_cost_weighs_ageing_against_a_retraining() -> None:
-    policy, state = replace(POLICY, on_forecast=True, refit_cost=50.0), RetrainState().trained(0.0)
-    found = Forecast(due_s=5.0, low_s=None, high_s=None, lives=5, censored=1, method="ageing", note="", rate=0.01)
-    assert decide_retrain(policy, state, None, 500, 99.0, forecast=found) == Wait(
-        until=100.0, reason="nothing asks for it before the champion is due"
+GAIN = Probe(gain=0.02, standard_error=0.005, gains=True, rows=100, note="+0.02 ± 0.005", loss=0.1)
+NONE = Probe(gain=-0.1, standard_error=0.01, gains=False, rows=100, note="-0.1", loss=0.2)
+CAREFUL = replace(POLICY, probe=True, refit_cost=60.0)
+
+
+def probed(state: RetrainState, found: Probe | None, rows: int) -> RetrainState:
+    return state.probe_asked("p", rows).probed(found, CAREFUL.refit_cost)
+
+
+def test_the_cost_asks_for_a_probe_and_retrains_when_what_was_lost_has_reached_it() -> None:
+    state = RetrainState().trained(0.0)
+    assert decide_retrain(CAREFUL, state, None, 99, 0.0) == Wait(until=None, reason="nothing asks for it")
+    assert decide_retrain(CAREFUL, state, None, 100, 0.0) == ProbeFirst(
+        trigger="cost", reason="100 labelled rows since the champion's training"
     )
-    decision = decide_retrain(policy, state, None, 500, 100.0, forecast=found)
+    asked = state.probe_asked("p", 300)
+    assert decide_retrain(CAREFUL, asked, None, 400, 0.0) == Wait(until=None, reason="a probe is under way")
+    # 20 % more than a refit that is itself 100 rows young: 30 % at an age of 300, so 45 rows' worth have been lost.
+    seen = asked.probed(GAIN, 60.0)
+    assert seen.pace.excess == pytest.approx(0.3)
+    assert seen.pace.lost == pytest.approx(45.0)
+    assert isinstance(decide_retrain(CAREFUL, seen, None, seen.pace.next_rows - 1, 0.0), Wait)
+    assert isinstance(decide_retrain(CAREFUL, seen, None, seen.pace.next_rows, 0.0), ProbeFirst)
+    assert 300 < seen.pace.next_rows <= 350  # 15 more rows' worth at 30 % or a little above
+    decision = decide_retrain(CAREFUL, probed(seen, GAIN, 360), None, 380, 0.0)
     assert isinstance(decision, Retrain)
-    assert decision.reason == "versions gain 86400.0% of loss a day, so every 1.67 min is cheapest"
-    assert isinstance(decide_retrain(policy, state, None, 500, 1e9, forecast=replace(found, rate=None)), Wait)
+    assert decision.trigger == "cost"
+    assert decision.reason == (
+        "left alone, the champion has lost 62 rows' worth more than a fresh model (+27.7% a row now), and a retraining costs 60"
+    )
+    assert decision.evidence["probe"]["gain"] == 0.02
+    for idle in (replace(CAREFUL, refit_cost=None), replace(CAREFUL, probe=False)):
+        assert decide_retrain(idle, seen, None, 10_000, 0.0) == Wait(until=None, reason="nothing asks for it")
+
+
+def test_an_excess_too_small_to_matter_is_not_retrained_for() -> None:
+    slight = replace(GAIN, gain=0.001, standard_error=0.0001, rows=2000)
+    state = RetrainState().trained(0.0).probe_asked("p", 100_000).probed(slight, 60.0, 0.02)
+    assert state.pace.lost > 60.0
+    assert isinstance(decide_retrain(CAREFUL, state, None, 124_999, 0.0), Wait)
+    assert state.pace.due()[1] == pytest.approx(196_000.0)  # at twice the excess
+    larger = RetrainState().trained(0.0).probe_asked("p", 100_000).probed(replace(slight, gain=0.003), 60.0, 0.02)
+    assert isinstance(decide_retrain(CAREFUL, larger, None, 150_000, 0.0), Retrain)
+
+
+def test_a_gain_that_may_be_chance_is_looked_at_again_before_anything_is_trained() -> None:
+    state = probed(RetrainState().trained(0.0), replace(GAIN, standard_error=0.03), 1000)
+    assert state.pace.lost > 60.0
+    assert isinstance(decide_retrain(CAREFUL, state, None, 1001, 0.0), Wait)
+    assert isinstance(decide_retrain(CAREFUL, state, None, 1125, 0.0), ProbeFirst)
+
+
+def test_the_pace_tells_when_the_refit_is_due_as_an_interval_or_never() -> None:
+    pace = probed(RetrainState().trained(0.0), GAIN, 300).pace
+    low, middle, high = pace.due()
+    assert low is not None
+    assert middle is not None
+    assert high is not None
+    assert 300 < low < middle < high
+    assert probed(RetrainState().trained(0.0), NONE, 300).pace.due()[1:] == (None, None)
+    assert Pace().due() == (None, None, None)
+
+
+def test_an_alarm_waits_for_a_probe_of_its_episode() -> None:
+    state = RetrainState().trained(0.0).seen(HARM)
+    assert decide_retrain(CAREFUL, state, HARM, 500, 0.0) == ProbeFirst(trigger="harm", reason="Measured harm.")
+    before = probed(RetrainState().trained(0.0), NONE, 480).seen(HARM)
+    assert isinstance(decide_retrain(CAREFUL, before, HARM, 500, 0.0), ProbeFirst)
+    for answer in (GAIN, None):  # one that failed leaves the doubt to the alarm
+        decision = decide_retrain(CAREFUL, probed(state, answer, 500), HARM, 5000, 0.0)
+        assert isinstance(decision, Retrain)
+        assert decision.trigger == "harm"
+
+
+def test_probes_without_a_gain_hold_an_alarm_back_ever_longer_and_then_call_a_person() -> None:
+    state, rows = RetrainState().trained(0.0).seen(HARM), 1000
+    for count in (1, 2, 3):
+        state = probed(state, NONE, rows)
+        assert state.pace.barren == count
+        if count < CAREFUL.give_up_after:
+            waits = decide_retrain(CAREFUL, state, HARM, rows + rows // 2 - 1, 0.0)
+            assert waits == Wait(until=None, reason="a probe refit shows no gain: -0.1")
+            rows += rows // 2
+            assert isinstance(decide_retrain(CAREFUL, state, HARM, rows, 0.0), ProbeFirst)
+    asks = decide_retrain(CAREFUL, state, HARM, rows, 0.0)
+    assert isinstance(asks, AskPerson)
+    assert asks.reason == "the loss is too high and 3 refits in a row would not lower it; look at the data or the model"
+    cleared = state.asked(asks.reason).cleared(1.0)
+    assert isinstance(decide_retrain(CAREFUL, cleared, HARM, rows * 2, 0.0), ProbeFirst)
+
+
+def test_what_the_calendar_asks_for_needs_no_probe() -> None:
+    policy, state = replace(CAREFUL, every=100.0), probed(RetrainState().trained(0.0), NONE, 300)
+    assert isinstance(decide_retrain(policy, state, None, 500, 100.0), Retrain)
 
 
 @pytest.mark.parametrize("kind", ["broken_data", "serving_fault"])
@@ -178,13 +263,9 @@ def test_broken_data_and_a_serving_fault_are_a_veto(kind: Kind) -> None:
     assert isinstance(decide_retrain(POLICY, RetrainState(), HARM, 500, 0.0, diagnosis=fine), Retrain)
 
 
-def test_a_burning_error_budget_and_a_probe_without_a_gain_hold_it_back() -> None:
+def test_a_burning_error_budget_holds_it_back() -> None:
     decision = decide_retrain(POLICY, RetrainState(), HARM, 500, 0.0, burning="14 x")
     assert decision == Wait(until=None, reason="the error budget is burning: 14 x")
-    none = Probe(gain=-0.1, standard_error=0.01, gains=False, rows=100, note="-0.1")
-    decision = decide_retrain(POLICY, RetrainState(), HARM, 500, 0.0, probe=none)
-    assert decision == Wait(until=None, reason="a probe refit shows no gain: -0.1")
-    assert isinstance(decide_retrain(POLICY, RetrainState(), HARM, 500, 0.0, probe=replace(none, gains=True)), Retrain)
 
 
 def test_an_episode_lasts_until_two_calm_windows_or_another_champion() -> None:
@@ -211,7 +292,7 @@ def test_state_moves_and_survives_json() -> None:
     assert state.finished("promoted", 9.0).trained_at == 9.0
     assert state.finished("failed", 9.0).trained_at is None
     assert RetrainState().finished("failed", 1.0) == RetrainState()
-    state = state.seen(HARM).asked("why")
+    state = probed(state.seen(HARM).asked("why"), GAIN, 300).probe_asked("again", 400)
     assert RetrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
     before = {"history": [{"at": 5.0, "outcome": "refused"}], "trained_at": 2.0}
     assert RetrainState.from_dict(before).fruitless == 1
@@ -231,7 +312,9 @@ def test_state_moves_and_survives_json() -> None:
         ("max_per_day", 257, "max_per_day=257 is more than are remembered: give at most 256"),
         ("backoff", 0.5, "backoff=0.5 cannot be used: give a factor from 1 to 100"),
         ("schedule", "0 25 * * *", "schedule='0 25 * * *': '25' is no hour. Give 0 to 23"),
-        ("refit_cost", 0, "refit_cost=0 would retrain without end"),
+        ("refit_cost", 0, "refit_cost=0 cannot be weighed: give a number of rows above 0, or None for no cost"),
+        ("least_excess", -0.1, "least_excess=-0.1 cannot be used: give a share of the loss, 0 or more"),
+        ("refit_cost", "4d", "refit_cost='4d' cannot be weighed"),
         ("window", "newest", "window='newest' is not known: give 'recent', 'all' or a positive number of rows"),
     ],
 )
@@ -242,7 +325,7 @@ def test_a_policy_that_cannot_work_is_refused(field: str, value: object, sentenc
 
 
 def test_new_labels_make_a_retraining_due() -> None:
-    policy, state = RetrainPolicy(every_labels=1000, cooldown=0), RetrainState()
+    policy, state = RetrainPolicy(every_labels=1000, cooldown=0, probe=False), RetrainState()
     assert isinstance(decide_retrain(policy, state, None, 999, 0.0), Wait)
     due = decide_retrain(policy, state, None, 1000, 0.0)
     assert isinstance(due, Retrain)

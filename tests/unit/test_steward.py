@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from raymlops.data.sources import FrameSource
 from raymlops.errors import RolloutError, StaleLease
 from raymlops.events import EventLog
 from raymlops.lake import Lake
+from raymlops.loop.ports import ProbeFailed
 from raymlops.loop.ray_steward import Steward, save_pipeline
+from raymlops.monitor.attribution import LossParts
+from raymlops.monitor.examine import Examination
 from raymlops.pipeline import Pipeline
 from raymlops.registry.package import download
+from raymlops.retrain import RetrainPolicy
+from raymlops.search.probe import Probe
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.policies import Canary, Shadow
@@ -42,6 +48,7 @@ class Engines:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self.during: Any = None
+        self.answer: Any = "running"
 
     def deploy_version(self, endpoint: str, version: int) -> None:
         self.asked.append(("deploy", version))
@@ -60,6 +67,12 @@ class Engines:
     def logs(self, event_id: str) -> str:
         return ""
 
+    def probe(self, endpoint: str, probe_id: str, version: int, change_at: float | None) -> None:
+        self.asked.append(("probe", probe_id, version, change_at))
+
+    def probed(self, probe_id: str) -> Any:
+        return self.answer
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         self.asked.append((alias, version))
 
@@ -76,9 +89,10 @@ class World:
             register_small(settings, NAME, version)
         self.served, self.folder = 0, folder
 
-    def steward(self, rollout: Any = None) -> Steward:
+    def steward(self, rollout: Any = None, retrain: RetrainPolicy | None = None) -> Steward:
         frame = pd.DataFrame({"a": [0.0, 1.0], "b": [0.0, 1.0], "y": [0, 1]})
-        pipeline = Pipeline(name=NAME, source=FrameSource(frame, label="y"), rollout=rollout or Canary())
+        source, policy = FrameSource(frame, label="y"), retrain or RetrainPolicy()
+        pipeline = Pipeline(name=NAME, source=source, rollout=rollout or Canary(), retrain=policy)
         save_pipeline(self.store, self.lake, pipeline)
         engines: Any = self.engines
         return Steward(NAME, self.settings, engines, engines, engines, self.clock)
@@ -324,3 +338,63 @@ def test_what_gateways_serve_becomes_a_report_with_the_requests_of_wild_rows(wor
     assert (monitor["rows"], monitor["ignored"], monitor["last"]["window"]) == (1200, 0, 1)
     assert (monitor["last"]["rows"], monitor["last"]["sampled_rows"]) == (1000, 1000)
     assert monitor["last"]["wild"][0]["request_id"] == "r13"
+
+
+PARTS = LossParts(rise=0.5, covariate=0.1, prior=0.0, concept=0.4, effective=90.0)
+PROBE = Probe(gain=0.3, standard_error=0.01, gains=True, rows=60, note="+0.3 ± 0.01", loss=0.1)
+
+
+def alarmed(world: World) -> Steward:
+    """A steward whose champion is measurably harmful from the first label on."""
+    steward = world.steward(retrain=RetrainPolicy(min_labels=200, cooldown=0))
+    steward.candidate(1, "e1")
+    world.clock.advance(1)
+    world.label(1, 0.9, None, 0, 1500)
+    steward.tick()
+    return steward
+
+
+def test_an_alarm_asks_for_a_probe_whose_gain_starts_the_retraining(world: World) -> None:
+    steward = alarmed(world)
+    asked = [item for item in world.engines.asked if item[0] == "probe"]
+    assert asked == [("probe", f"{NAME}-probe-1", 1, 1001.0)]
+    steward.tick()
+    assert steward.status()["retraining"] is None
+    world.engines.answer = Examination(probe=PROBE, parts=PARTS)
+    steward.tick()
+    assert steward.status()["retraining"] is not None
+    diagnosis = steward.status()["monitor"]["diagnosis"]
+    assert (diagnosis["kind"], diagnosis["concept"]) == ("concept_shift", 0.4)
+    told = [event for event in EventLog(world.store).read(NAME) if event.kind in ("probed", "retrain_started")]
+    assert [event.kind for event in told] == ["probed", "retrain_started"]
+    assert told[0].body["reason"] == "a refit may gain: +0.3 ± 0.01"
+    assert told[0].body["parts"]["concept"] == 0.4
+    assert told[1].body["evidence"]["probe"]["gain"] == 0.3
+
+
+def test_a_probe_without_a_gain_starts_nothing_and_one_that_failed_is_no_veto(world: World) -> None:
+    steward = alarmed(world)
+    world.engines.answer = Examination(probe=replace(PROBE, gain=-0.1, gains=False))
+    steward.tick()
+    steward.tick()
+    assert steward.status()["retraining"] is None
+    world.label(1, 0.9, None, 0, 800)
+    steward.tick()
+    world.engines.answer = ProbeFailed(reason="no place in the cluster")
+    steward.tick()
+    assert steward.status()["retraining"] is not None
+    kinds = [event.kind for event in EventLog(world.store).read(NAME)]
+    assert [kind for kind in kinds if kind.startswith(("probe", "retrain"))] == [
+        "probed",
+        "retrain_held",
+        "probe_failed",
+        "retrain_started",
+    ]
+
+
+def test_a_probe_is_asked_for_again_after_a_crash(world: World) -> None:
+    alarmed(world)
+    world.engines.asked.clear()
+    again = world.steward(retrain=RetrainPolicy(min_labels=200, cooldown=0))
+    assert ("probe", f"{NAME}-probe-1", 1, 1001.0) in world.engines.asked
+    assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500}

@@ -53,5 +53,20 @@ class SubmitRetraining:
     event_id: str
 
 
-Action: TypeAlias = Record | Publish | DeployChallenger | DropChallenger | SetAlias | SubmitRetraining
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitProbe:
+    """Start a probe, a cheap refit compared with the champion on the newest labels.
+
+    Attributes
+    ----------
+    version : the champion
+    change_at : served time at which a change began, ``None`` where none is suspected
+    """
+
+    probe_id: str
+    version: int
+    change_at: float | None = None
+
+
+Action: TypeAlias = Record | Publish | DeployChallenger | DropChallenger | SetAlias | SubmitRetraining | SubmitProbe
 Step: TypeAlias = tuple[EndpointState, tuple[Action, ...]]

@@ -18,15 +18,16 @@ from raymlops.loop.actions import Publish as Publish
 from raymlops.loop.actions import Record as Record
 from raymlops.loop.actions import SetAlias as SetAlias
 from raymlops.loop.actions import Step
+from raymlops.loop.actions import SubmitProbe as SubmitProbe
 from raymlops.loop.actions import SubmitRetraining as SubmitRetraining
-from raymlops.loop.ports import JobStatus
+from raymlops.loop.ports import JobStatus, ProbeFailed
 from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped, Warm
+from raymlops.monitor.examine import Examination
 from raymlops.monitor.forecast import Forecast
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis
-from raymlops.retrain import AskPerson, RetrainPolicy, Wait, decide_retrain
-from raymlops.retrain_state import Trigger
-from raymlops.search.probe import Probe
+from raymlops.retrain import AskPerson, ProbeFirst, RetrainPolicy, Wait, decide_retrain
+from raymlops.retrain_state import ALARMS, Trigger
 from raymlops.serving.analysis import Comparison
 from raymlops.serving.policies import Policy
 from raymlops.serving.rollout import Advance, Confirm, Confirming, Hold, Promote, Rollback, Rollout, confirm, decide
@@ -40,7 +41,8 @@ class Observation:
     """What the steward saw: both versions of a rollout, or of a provisional promotion, since it began; the newest drift
     report; ``labelled`` rows since the champion's training; the retraining job.
 
-    ``diagnosis``, ``burning``, ``forecast`` and ``probe`` are those of :func:`raymlops.retrain.decide_retrain`.
+    ``diagnosis``, ``burning`` and ``forecast`` are those of :func:`raymlops.retrain.decide_retrain`; ``examination`` is what
+    the probe under way came to, ``None`` while it runs or when there is none.
     """
 
     now: float
@@ -53,7 +55,7 @@ class Observation:
     diagnosis: Diagnosis | None = None
     burning: str = ""
     forecast: Forecast | None = None
-    probe: Probe | None = None
+    examination: Examination | ProbeFailed | None = None
 
 
 def adopt(state: EndpointState, version: int, now: float) -> Step:
@@ -206,12 +208,28 @@ def _watch_job(state: EndpointState, seen: Observation) -> Step:
     return _finished(state, job.event_id, "failed", seen.now), (Record(kind="retrain_failed", body=body),)
 
 
+def _take_probe(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
+    """What a probe has shown is the policy's memory, and stands in the history."""
+    probing, found = state.retrain.probing, seen.examination
+    if probing is None or found is None:
+        return state, ()
+    body: dict[str, Any] = {"probe_id": probing.id, "rows": probing.rows}
+    if isinstance(found, ProbeFailed):
+        after = replace(state, retrain=state.retrain.probed(None, retrain.refit_cost, retrain.least_excess))
+        return after, (Record(kind="probe_failed", body={**body, "reason": found.reason}),)
+    after = replace(state, retrain=state.retrain.probed(found.probe, retrain.refit_cost, retrain.least_excess))
+    verdict = "a refit may gain" if found.probe.gains else "a refit would gain nothing"
+    body |= {"reason": f"{verdict}: {found.probe.note}", "lost_rows": after.retrain.pace.lost, **found.to_dict()}
+    return after, (Record(kind="probed", body=body),)
+
+
 def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
     # A report of another version than the champion is news of the past.
     report = seen.report if seen.report is None or seen.report.version in (None, state.champion) else None
     state = replace(state, retrain=state.retrain.seen(report))
+    state, records = _take_probe(state, retrain, seen)
     if not isinstance(state.phase, Monitoring) or state.retraining is not None:
-        return state, ()
+        return state, records
     decision = decide_retrain(
         retrain,
         state.retrain,
@@ -221,15 +239,36 @@ def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Obs
         diagnosis=seen.diagnosis,
         burning=seen.burning,
         forecast=seen.forecast,
-        probe=seen.probe,
     )
+    held = decision.held_by if isinstance(decision, Wait) else ""
+    if held and held != state.retrain.held_by:
+        records = (*records, Record(kind="retrain_held", body={"reason": decision.reason}))
+    state = replace(state, retrain=replace(state.retrain, held_by=held))
     if isinstance(decision, Wait):
-        return state, ()
+        return state, records
+    if isinstance(decision, ProbeFirst):
+        after, asked = _ask_probe(state, decision, seen.labelled)
+        return after, (*records, *asked)
     evidence = dict(decision.evidence)
     if isinstance(decision, AskPerson):
         after = replace(state, retrain=state.retrain.asked(decision.reason))
-        return after, (Record(kind="needs_person", body={"reason": decision.reason, "evidence": evidence}),)
-    return start_retraining(state, f"{decision.trigger}: {decision.reason}", evidence, seen.now, decision.trigger)
+        return after, (*records, Record(kind="needs_person", body={"reason": decision.reason, "evidence": evidence}))
+    reason = f"{decision.trigger}: {decision.reason}"
+    after, actions = start_retraining(state, reason, evidence, seen.now, decision.trigger)
+    return after, (*records, *actions)
+
+
+def _ask_probe(state: EndpointState, decision: ProbeFirst, labelled: int) -> Step:
+    probe_id = f"{state.name}-probe-{state.retrain.probes + 1}"
+    after = replace(state, retrain=state.retrain.probe_asked(probe_id, labelled))
+    return after, (_probe_action(after, probe_id, decision.trigger in ALARMS),)
+
+
+def _probe_action(state: EndpointState, probe_id: str, alarmed: bool) -> SubmitProbe:
+    episode = state.retrain.episode
+    assert state.champion is not None
+    change_at = episode.began_at if alarmed and episode is not None else None
+    return SubmitProbe(probe_id=probe_id, version=state.champion, change_at=change_at)
 
 
 def start_retraining(
@@ -415,6 +454,8 @@ def restore(state: EndpointState) -> tuple[Action, ...]:
         actions.append(Publish(split=state.split))
     if state.retraining is not None and state.retraining.stage == "submitted":
         actions.append(SubmitRetraining(event_id=state.retraining.event_id))
+    if state.retrain.probing is not None and state.champion is not None:
+        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.episode is not None))
     return tuple(actions)
 
 

@@ -24,6 +24,7 @@ from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import REFERENCE_ROWS, Reference
 from raymlops.search.decision import Decision
 from raymlops.search.estimators import Estimator
+from raymlops.search.probe import held_out_predictions
 from raymlops.search.selection import SearchResult
 from raymlops.serving.predictor import Predictor, measure_latency
 
@@ -149,10 +150,11 @@ def served_row(served: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def held_out(snapshot: DatasetSnapshot, arrays: Arrays, result: SearchResult, decision: Decision) -> Reference:
-    """The held-out rows in time order, with what the gated model says of them: what a package keeps for the monitor."""
+    """The held-out rows in time order, with what a model says of them that has not learnt from them: what a package keeps for
+    the monitor."""
     x = np.concatenate([arrays.x_validation, arrays.x_test])[-REFERENCE_ROWS:]
     y = np.concatenate([arrays.y_validation, arrays.y_test])[-REFERENCE_ROWS:]
-    prediction = decision.apply(result.estimator.predict(x))
+    prediction = decision.apply(held_out_predictions(result, arrays))[-REFERENCE_ROWS:]
     task = snapshot.contract.task
     scores = prediction.argmax(axis=1).astype(float) if task == "multiclass" else prediction
     return Reference(

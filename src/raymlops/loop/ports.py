@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from raymlops.monitor.examine import Examination
 from raymlops.search.selection import Trial
 
 JobStatus = Literal["running", "succeeded", "failed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFailed:
+    """A probe gave no answer."""
+
+    reason: str
 
 
 class Progress(Protocol):
@@ -41,7 +50,7 @@ class Serve(Protocol):
 
 
 class Jobs(Protocol):
-    """Where retrainings run."""
+    """Where retrainings and probes run."""
 
     def submit(self, endpoint: str, event_id: str) -> None:
         """Start the retraining of an event; asking again for the same event starts nothing new."""
@@ -49,6 +58,12 @@ class Jobs(Protocol):
     def status(self, event_id: str) -> JobStatus: ...
 
     def logs(self, event_id: str) -> str: ...
+
+    def probe(self, endpoint: str, probe_id: str, version: int, change_at: float | None) -> None:
+        """Start a probe of a champion; asking again for the same one starts nothing new."""
+
+    def probed(self, probe_id: str) -> Examination | Literal["running"] | ProbeFailed:
+        """What came of it. One that nobody knows has failed."""
 
 
 class Aliases(Protocol):

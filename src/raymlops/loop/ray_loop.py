@@ -21,11 +21,10 @@ from raymlops.clock import SystemClock
 from raymlops.compare.slices import asked_masks
 from raymlops.data.assess import QUICK_MODELS, Assessment, assess, require
 from raymlops.data.catalog import Catalog
-from raymlops.data.features import apply_features
 from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.schema import Column, Task, infer_task
-from raymlops.data.served import ARRIVED, read_labelled
-from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, load_snapshot, read_frame, write_snapshot
+from raymlops.data.served import ARRIVED
+from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_frame, write_snapshot
 from raymlops.data.snapshot_origin import Origin
 from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
@@ -35,6 +34,7 @@ from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
+from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
@@ -46,8 +46,9 @@ from raymlops.registry.version import ModelVersion
 from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.decision import Decision, decide
-from raymlops.search.selection import Search, SearchResult, compare_windows, refit
+from raymlops.search.selection import Search, SearchResult, refit
 from raymlops.search.threshold import require_binary
+from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
 from raymlops.store import Lease, Store
@@ -148,8 +149,8 @@ def retrain(name: str, event_id: str, settings: Settings, progress: Progress | N
     try:
         if done is None:
             turn.progress.stage("prepare", "what was served and labelled")
-            frame, fresh, sent = turn.served_frame()
-            turn = replace(turn, sent=sent)
+            frame, sent, fresh = served_frame(pipeline, store, lake)
+            turn = replace(turn, sent=served_row(sent))
             # Small blocks: every row held out is one of the newest, and missing from what the gated model learns.
             holdout = int(np.clip(fresh // 20, 250, 500))
             done = turn.train(frame, event_id, time_column=ARRIVED, holdout_rows=holdout)
@@ -212,27 +213,6 @@ class Turn:
             thread.join()
             self.store.release(held)
 
-    def served_frame(self) -> tuple[pd.DataFrame, int, dict[str, Any] | None]:
-        """First training's rows, then served and labelled rows, with the order of arrival as time; how many are
-        new; and the newest of them as it was sent."""
-        label = self.pipeline.source.label
-        served = read_labelled(self.lake, self.store, self.pipeline.name, label)
-        arrived = served.pop(ARRIVED).to_numpy(dtype=float)
-        sent = served_row(served.drop(columns=label, errors="ignore"))
-        served = apply_features(self.pipeline.features, served, keep=(label,))
-        window = self.pipeline.retrain.window
-        frames = []
-        first = self.store.get("snapshots", self.pipeline.name)
-        if first is not None:
-            snapshot = load_snapshot(self.lake, first["key"])
-            base = read_frame(self.lake, snapshot).drop(columns=[snapshot.time] if snapshot.time else [])
-            # Rows of the first training came before anything was served; their order among themselves is kept.
-            frames.append(base.assign(**{ARRIVED: np.arange(-len(base), 0, dtype=float)}))
-        frames.append(served.assign(**{ARRIVED: arrived}))
-        both = pd.concat(frames, ignore_index=True)
-        frame = both.tail(window).reset_index(drop=True) if isinstance(window, int) else both
-        return frame, len(served), sent
-
     def train(
         self, frame: pd.DataFrame, event_id: str, *, time_column: str | None, holdout_rows: int | None = None
     ) -> ModelVersion:
@@ -266,8 +246,14 @@ class Turn:
             settled_one = None if policy.search == "full" else self._settled(spec)
             if settled_one is not None:
                 spec = replace(spec, candidates=(settled_one,))
-                return compare_windows(
-                    arrays, snapshot.contract, spec, ordered=ordered, max_gap=max_gap, on_trial=self.progress.trial
+                return choose_window(
+                    arrays,
+                    snapshot.contract,
+                    spec,
+                    ordered=ordered,
+                    max_gap=max_gap,
+                    change_row=self._change_row(snapshot),
+                    on_trial=self.progress.trial,
                 )
         from raymlops.search.ray_tune import search
 
@@ -280,6 +266,15 @@ class Turn:
             max_gap=max_gap,
             on_trial=self.progress.trial,
         )
+
+    def _change_row(self, snapshot: DatasetSnapshot) -> int | None:
+        """The first train row since the change that the steward's drift episode dates; ``None`` outside of one."""
+        body = self.store.get("loop", self.pipeline.name)
+        episode = None if body is None else body["retrain"].get("episode")
+        if episode is None or snapshot.time != ARRIVED:
+            return None
+        arrived = read_frame(self.lake, snapshot)[ARRIVED].to_numpy(dtype=float)[: snapshot.split.train]
+        return int(np.searchsorted(arrived, episode["began_at"]))
 
     def _settled(self, spec: Search) -> Settled | None:
         """The champion's family with its parameters; ``None`` without a champion, or when its family is not offered now."""

@@ -16,15 +16,18 @@ import ray
 
 from raymlops.clock import Clock, SystemClock
 from raymlops.errors import ConfigError, RaymlopsError, RolloutError, StaleLease
-from raymlops.lake import Lake, sha256_of
+from raymlops.lake import Lake
 from raymlops.loop import controller
 from raymlops.loop.controller import Action, Observation
 from raymlops.loop.ledger import LEASE_S, Ledger
-from raymlops.loop.ports import Aliases, Jobs, JobStatus, Serve
+from raymlops.loop.pipelines import load_pipeline as load_pipeline
+from raymlops.loop.pipelines import save_pipeline as save_pipeline
+from raymlops.loop.ports import Aliases, Jobs, JobStatus, ProbeFailed, Serve
+from raymlops.loop.ray_probe import RayProbes
 from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
 from raymlops.monitor import alibi
-from raymlops.pipeline import Pipeline, loads
+from raymlops.monitor.examine import Examination
 from raymlops.serving.spec import NAMESPACE, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -34,24 +37,6 @@ TICK_S = 0.25
 JOB_POLL_S = 2.0
 
 log = logging.getLogger(__name__)
-
-
-def load_pipeline(store: Store, lake: Lake, endpoint: str) -> Pipeline:
-    """The pipeline an endpoint was last run with."""
-    body = store.get("pipelines", endpoint)
-    if body is None:
-        raise RolloutError(f"No pipeline is stored for {endpoint!r}: run it once with `raymlops run FILE:pipeline`.")
-    return loads(lake.read(body["key"]), body["sha256"])
-
-
-def save_pipeline(store: Store, lake: Lake, pipeline: Pipeline) -> None:
-    """Store the pipeline by value under its SHA-256."""
-    content = pipeline.dumps()
-    digest = sha256_of(content)
-    key = f"pipelines/{pipeline.name}/{digest}.pkl"
-    if not lake.exists(key):
-        lake.write(key, content)
-    store.put("pipelines", pipeline.name, {"key": key, "sha256": digest})
 
 
 class Steward:
@@ -72,6 +57,7 @@ class Steward:
         self._routed = threading.Condition()
         self._problems: deque[str] = deque(maxlen=20)
         self._job_polled = 0.0
+        self._probed: tuple[str, Examination | ProbeFailed] | None = None
         self._pipeline = load_pipeline(self._store, self._lake, endpoint)
         self._state = self._ledger.load() or EndpointState(name=endpoint, phase=Preparing(since=self._clock.now()))
         self._published: TrafficSplit | None = None
@@ -180,6 +166,7 @@ class Steward:
     def tick(self) -> None:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
+        examination = self._poll_probe()
         self._keep_lease()
         with self._watching:
             now, state = self._clock.now(), self._state
@@ -189,6 +176,8 @@ class Steward:
             report = self._watch.step(now)
             if report is not None and report.severity >= 2:
                 self._ledger.record("drift", self._watch.describe(report))
+            if isinstance(examination, Examination):
+                self._watch.examined(examination)
             seen = Observation(
                 now=now,
                 comparison=self._watch.comparison() if rollout else None,
@@ -200,6 +189,7 @@ class Steward:
                 diagnosis=self._watch.insight.diagnosis,
                 burning=self._watch.insight.burning(now),
                 forecast=self._watch.insight.forecast,
+                examination=examination,
             )
         with self._lock:
             if self._state is state:  # else it was seen for another state: look again in the next turn
@@ -213,6 +203,23 @@ class Steward:
         self._job_polled = now
         status = self._jobs.status(job.event_id)
         return status, self._jobs.logs(job.event_id) if status == "failed" else ""
+
+    def _poll_probe(self) -> Examination | ProbeFailed | None:
+        probing = self._state.retrain.probing
+        if probing is None:
+            return None
+        if self._probed is not None and self._probed[0] == probing.id:
+            return self._probed[1]  # the turn that got it was overtaken by another state
+        try:
+            found = self._jobs.probed(probing.id)
+        except Exception as error:
+            # Watching goes on without an answer; the policy knows what to do then.
+            log.exception("%s: probe %s cannot be asked for", self.endpoint, probing.id)
+            return ProbeFailed(reason=f"{type(error).__name__}: {error}"[:500])
+        if found == "running":
+            return None
+        self._probed = (probing.id, found)
+        return found
 
     def _keep_lease(self) -> None:
         now = self._clock.monotonic()
@@ -274,6 +281,8 @@ class Steward:
                 self._aliases.set_alias(self.endpoint, alias, version)
             case controller.SubmitRetraining(event_id=event_id):
                 self._jobs.submit(self.endpoint, event_id)
+            case controller.SubmitProbe(probe_id=probe_id, version=version, change_at=change_at):
+                self._jobs.probe(self.endpoint, probe_id, version, change_at)
             case controller.Record():
                 return
 
@@ -285,11 +294,8 @@ class Steward:
         self._ledger.route(split)
 
 
-class RayJobs:
-    """Retrainings as Ray jobs: each with its own driver, logs and dashboard entry."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+class RayJobs(RayProbes):
+    """Retrainings as Ray jobs: each with its own driver, logs and dashboard entry. Probes are tasks."""
 
     def submit(self, endpoint: str, event_id: str) -> None:
         import sys

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raymlops.data.schema import DataContract
 from raymlops.lake import Lake
+from raymlops.monitor.examine import Examination
 from raymlops.monitor.insight import Insight
 from raymlops.monitor.monitor import FORMAT, Monitor, Watcher
 from raymlops.monitor.quality import row_losses
@@ -113,12 +114,19 @@ class Watch:
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:
-            self.insight.look(report)
+            report = self.insight.look(report)
             self._reports.append(self.describe(report))
             self.standing = report
         if self._dirty or report is not None:
             self._save()
         return report
+
+    def examined(self, found: Examination) -> None:
+        """A probe of this champion has ended: what stands is diagnosed with what it found."""
+        self.insight.examined(found.parts, self.standing)
+        if self.standing is not None and self._reports:
+            self._reports[-1] = self.describe(self.standing)
+        self._dirty = True
 
     def answered(self) -> None:
         """A retraining starts: the next one needs a new report and new labels."""

@@ -9,13 +9,14 @@ measured) is the prior part; the remainder is the concept part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
+from raymlops.monitor.estimate import density_ratio
 from raymlops.monitor.quality import row_losses
 
 _LARGEST_WEIGHT = 20.0
@@ -37,6 +38,9 @@ class LossParts:
     prior: float
     concept: float
     effective: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def loss_parts(
@@ -87,34 +91,6 @@ def _prior_part(y: NDArray[np.float64], scores: NDArray[np.floating[Any]], refer
     rate = float(np.clip(y.mean(), 1e-3, 1 - 1e-3))
     odds = p / (1 - p) * (rate / (1 - rate)) * ((1 - reference_rate) / reference_rate)
     return float(((p - y) ** 2).mean() - ((odds / (1 + odds) - y) ** 2).mean())
-
-
-def density_ratio(
-    reference: NDArray[np.floating[Any]], window: NDArray[np.floating[Any]], *, seed: int = 0
-) -> NDArray[np.float64]:
-    """How much denser the window is than the reference at each reference row, ``(n,)``, mean 1, at most 20 before.
-
-    Odds of a boosted classifier that did not see the row (two folds), so that rows it learnt by heart do not count.
-    """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    rows = np.concatenate((reference, window)).astype(np.float32)
-    live = np.concatenate((np.zeros(len(reference)), np.ones(len(window))))
-    rows = np.where(np.isfinite(rows), rows, np.nan)
-    # Drawn within each side: with one draw a fold could hold few rows of a short window.
-    rng = np.random.default_rng(seed)
-    fold = np.concatenate([rng.permutation(size) % 2 for size in (len(reference), len(window))])
-    odds = np.ones(len(reference))
-    for number in (0, 1):
-        train, rated = fold != number, np.flatnonzero(fold[: len(reference)] == number)
-        model = HistGradientBoostingClassifier(
-            max_iter=40, max_leaf_nodes=8, min_samples_leaf=40, learning_rate=0.1, random_state=seed
-        )
-        probability = np.clip(model.fit(rows[train], live[train]).predict_proba(rows[rated])[:, 1], 1e-6, 1 - 1e-6)
-        odds[rated] = probability / (1 - probability) * len(reference) / len(window)
-    clipped = np.minimum(odds, _LARGEST_WEIGHT)
-    weights: NDArray[np.float64] = clipped / clipped.mean()
-    return weights
 
 
 def score_importance(

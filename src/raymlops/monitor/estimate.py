@@ -211,6 +211,10 @@ def density_ratio(reference: NDArray[Any], window: NDArray[Any], seed: int = 0) 
     odds = np.ones(len(reference))
     for number in range(_FOLDS):
         mine = fold[: len(reference)] == number
+        # scikit-learn bins no column without a single value, and there is nothing to learn from one.
+        known = ~np.isnan(x[fold != number]).all(axis=0)
+        if not known.any():
+            continue
         model = HistGradientBoostingClassifier(
             max_iter=60,
             learning_rate=0.08,
@@ -218,8 +222,8 @@ def density_ratio(reference: NDArray[Any], window: NDArray[Any], seed: int = 0) 
             min_samples_leaf=50,
             l2_regularization=5.0,
             random_state=seed,
-        ).fit(x[fold != number], y[fold != number])
-        p = np.clip(model.predict_proba(x[: len(reference)][mine])[:, 1], 1e-6, 1 - 1e-6)
+        ).fit(x[fold != number][:, known], y[fold != number])
+        p = np.clip(model.predict_proba(x[: len(reference)][mine][:, known])[:, 1], 1e-6, 1 - 1e-6)
         odds[mine] = p / (1 - p)
     ratio = np.minimum(odds * len(reference) / len(window), _MOST_RATIO)
     return ratio / ratio.mean()

@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlops.errors import ConfigError
-
 _LEAST_FAILED = 3
 _LEAST_BLOCKS = 4
-_SURE = 2.0
-_YOUNG = 12
-"""Stretches of each life that its growth is read from: a model long gone bad does not get worse at the same rate."""
 _Z = 1.2815515655446004  # 80 % two-sided
 
 
@@ -55,7 +50,6 @@ class Forecast:
     low_s, high_s : 80 % interval; ``high_s`` is ``None`` when the history gives no upper end
     lives, censored : versions looked at, and how many of them were replaced while still well
     method : ``ageing`` (excess loss by age), ``survival``, or ``unforecastable``
-    rate : relative excess loss a second that versions gained while they served, ``None`` unless it is surely positive
     """
 
     due_s: float | None
@@ -65,7 +59,6 @@ class Forecast:
     censored: int
     method: str
     note: str
-    rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,18 +71,17 @@ def forecast(lives: Sequence[Life], tolerance: float = 0.10) -> Forecast:
     censored = len(lives) - failed
     low, median, high = median_interval([life.age_s for life in lives], [life.failed for life in lives])
     crossing = _ageing(lives, tolerance)
-    rate = growth(lives)
     told = f"{len(lives)} versions, {censored} of them replaced while still within their limits"
     if crossing is not None:
         lower = crossing if low is None else min(low, crossing)
         upper = None if high is None else max(high, crossing)
         note = f"the loss is {tolerance:.0%} over its promise at an age of {span(crossing)} ({told})"
-        return _made(crossing, lower, upper, lives, censored, "ageing", note, rate)
+        return _made(crossing, lower, upper, lives, censored, "ageing", note)
     if median is not None and failed >= _LEAST_FAILED:
         note = f"half of the versions left their limits by an age of {span(median)} ({told})"
-        return _made(median, low, high, lives, censored, "survival", note, rate)
+        return _made(median, low, high, lives, censored, "survival", note)
     note = f"unforecastable: age does not tell the loss, and too few versions left their limits ({told})"
-    return _made(None, None, None, lives, censored, "unforecastable", note, rate)
+    return _made(None, None, None, lives, censored, "unforecastable", note)
 
 
 def _made(
@@ -100,30 +92,8 @@ def _made(
     censored: int,
     method: str,
     note: str,
-    rate: float | None,
 ) -> Forecast:
-    return Forecast(
-        due_s=due, low_s=low, high_s=high, lives=len(lives), censored=censored, method=method, note=note, rate=rate
-    )
-
-
-def growth(lives: Sequence[Life]) -> float | None:
-    """Relative excess loss a second: the slope of excess on age within lives, ``None`` unless it is two errors above 0.
-
-    Within lives (each less its own mean), so that versions that promised too much or too little do not tilt it.
-    """
-    aged = [life for life in lives if len(life.ages_s) >= 2]
-    young = [life.ages_s[:_YOUNG] for life in aged]
-    ages = [np.asarray(part) - np.mean(part) for part in young]
-    excess = [np.asarray(life.excess[:_YOUNG]) - np.mean(life.excess[:_YOUNG]) for life in aged]
-    free = sum(len(part) - 1 for part in ages) - 1
-    if free < _LEAST_BLOCKS:
-        return None
-    x, y = np.concatenate(ages), np.concatenate(excess)
-    spread = float(x @ x)
-    slope = float(x @ y) / spread
-    error = math.sqrt(float(((y - slope * x) ** 2).sum()) / free / spread)
-    return slope if slope > 0 and slope >= _SURE * error else None
+    return Forecast(due_s=due, low_s=low, high_s=high, lives=len(lives), censored=censored, method=method, note=note)
 
 
 def survival(ages: Sequence[float], failed: Sequence[bool]) -> tuple[NDArray[np.float64], ...]:
@@ -199,21 +169,6 @@ def isotonic(values: NDArray[np.float64]) -> NDArray[np.float64]:
             means[-2:] = [(means[-2] * sizes[-2] + means[-1] * sizes[-1]) / size]
             sizes[-2:] = [size]
     return np.repeat(means, sizes)
-
-
-def optimal_period(cost: float, rate: float) -> float:
-    """Seconds between refits that cost least when the excess loss grows at ``rate`` a second from 0 and a refit costs ``cost``.
-
-    Mean cost of a period ``T`` is ``rate * T / 2 + cost / T``, least at ``sqrt(2 * cost / rate)``; both in the loss's
-    unit (``cost``: loss times seconds).
-
-    Raises
-    ------
-    ConfigError : a cost or rate that is not positive
-    """
-    if not (cost > 0 and rate > 0):
-        raise ConfigError(f"cost={cost} and rate={rate} give no period: both must be positive.")
-    return math.sqrt(2 * cost / rate)
 
 
 def span(duration_s: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.clock import seconds
-from raymlops.monitor.attribution import Mix, mix_of, score_importance
+from raymlops.monitor.attribution import LossParts, Mix, mix_of, score_importance
 from raymlops.monitor.forecast import Forecast, forecast
 from raymlops.monitor.ledger import LossLedger
 from raymlops.monitor.slo import ErrorBudget
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from raymlops.registry.package import Reference
 
 _KEPT_VERSIONS = 64
+_KEPT_WINDOWS, _KEPT_COLUMNS = 120, 8
 _NEWEST_ROWS = 100
 
 
@@ -34,6 +37,7 @@ class Insight:
     ----------
     diagnosis : of the newest report of the version followed; ``None`` before there is one
     ledger : losses of every version by when their rows were served
+    windows : of the newest 120 windows what the report page draws, JSON
     """
 
     def __init__(self, spec: Monitor) -> None:
@@ -41,6 +45,7 @@ class Insight:
         self.ledger = LossLedger(max(seconds(spec.max_age, "max_age"), 1.0))
         self.diagnosis: Diagnosis | None = None
         self.forecast: Forecast | None = None
+        self.windows: deque[dict[str, Any]] = deque(maxlen=_KEPT_WINDOWS)
         self._budget = None if spec.slo is None else ErrorBudget(spec.slo)
         self._version: int | None = None
         self._reference: Reference | None = None
@@ -51,6 +56,8 @@ class Insight:
         self._known_by_name: frozenset[str] = frozenset()
         self._x = np.zeros((0, 0), dtype=np.float32)
         self._stats = VariantStats()
+        self._parts: LossParts | None = None
+        self._window: DriftReport | None = None
 
     def follow(
         self,
@@ -71,6 +78,7 @@ class Insight:
             del self._promised[old]
         self._version, self._reference, self.diagnosis = version, reference, None
         self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
+        self._parts = self._window = None
 
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
@@ -83,21 +91,40 @@ class Insight:
         """Rows ``(n, d)`` of the champion's traffic; the newest window of them is kept, in memory only."""
         self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self._spec.window_rows :]
 
-    def look(self, report: DriftReport) -> None:
-        """Diagnose a report and forecast anew."""
-        self.diagnosis = triage(
+    def look(self, report: DriftReport) -> DriftReport:
+        """Diagnose a report and forecast anew. Harm that is told between two windows brings no evidence of its own: it gets
+        that of the newest window of the same version, and the report is given back with it."""
+        if report.kind == "window":
+            self._window = report
+        elif self._window is not None and self._window.version == report.version:
+            report = replace(report, evidence=self._window.evidence, columns=self._window.columns)
+        if not report.harm:
+            self._parts = None  # of a rise that is over
+        self.diagnosis = self._triage(report)
+        if report.kind == "window":
+            self._stats = VariantStats()
+            self.windows.append(_drawn(report, self.diagnosis))
+        found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
+        self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
+        return report
+
+    def examined(self, parts: LossParts | None, report: DriftReport | None) -> None:
+        """A probe has split the rise of the champion's loss: the newest report is diagnosed with that."""
+        self._parts = parts
+        if report is not None:
+            self.diagnosis = self._triage(report)
+
+    def _triage(self, report: DriftReport) -> Diagnosis:
+        return triage(
             report,
             importance=self._importance,
             missing_before=self._missing,
             categories=self._known_by_name,
+            parts=self._parts,
             mix=self._mix(report),
             stats=self._stats,
             newest=self._newest(),
         )
-        if report.kind == "window":
-            self._stats = VariantStats()
-        found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
-        self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
 
     def burning(self, now: float) -> str:
         """Why changes must wait, or ``""``."""
@@ -128,6 +155,7 @@ class Insight:
             "ledger": self.ledger.to_dict(),
             "promised": {str(version): list(pair) for version, pair in self._promised.items()},
             "budget": None if self._budget is None else self._budget.to_dict(),
+            "windows": list(self.windows),
         }
 
     def load(self, body: Mapping[str, Any] | None) -> None:
@@ -135,6 +163,27 @@ class Insight:
         if body is None:
             return
         self.ledger.load(body["ledger"])
+        self.windows.extend(body.get("windows", ()))
         self._promised = {int(version): (pair[0], pair[1]) for version, pair in body["promised"].items()}
         if self._budget is not None and body["budget"] is not None:
             self._budget.load(body["budget"])
+
+
+def _drawn(report: DriftReport, diagnosis: Diagnosis) -> dict[str, Any]:
+    moved: dict[str, float] = {}
+    for item in report.evidence:
+        if item.drifted and item.distance > 0:
+            moved[item.column] = round(max(moved.get(item.column, 0.0), item.distance), 4)
+    most = sorted(moved.items(), key=lambda item: (-item[1], item[0]))[:_KEPT_COLUMNS]
+    return {
+        "window": report.window,
+        "version": report.version,
+        "from": report.from_at,
+        "to": report.to_at,
+        "rows": report.rows,
+        "severity": report.severity,
+        "kind": diagnosis.kind,
+        "loss": report.loss,
+        "limit": report.loss_limit,
+        "moved": dict(most),
+    }

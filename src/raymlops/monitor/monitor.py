@@ -218,7 +218,7 @@ class Watcher:
         self._outcome_at = max(float(times.max()), self._outcome_at or float("-inf"))
         spend = self.budget.of(span, values.size) * SHARES.outcomes / values.size
         known = self.losses.harm_row
-        self.losses.update(values[order], spend)
+        self.losses.update(values[order], spend, times[order])
         self._harm_to_report = self.losses.harm and (self._harm_to_report or self.losses.harm_row != known)
 
     def step(self, now: float) -> list[DriftReport]:
@@ -329,6 +329,7 @@ class Watcher:
             loss_limit=self.baseline.limit,
             loss_evidence=self.losses.evidence,
             harm=harm,
+            change_at=self.losses.change_at if harm else None,
             may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not self._measured),
             iid_assumed=not self.ordered,
             second_opinion=second_opinion,

@@ -159,7 +159,8 @@ class LossDetector:
 
     An alarm can come from a burst that is over as soon as it is proven, so ``harm`` asks for more: an alarm at most
     ``window_rows`` rows ago and the mean of the last ``window_rows`` losses above the limit, from when both hold until
-    that mean is back. ``harm_row`` is the row at which it last began.
+    that mean is back. ``harm_row`` is the row at which it last began, and ``change_at`` when the change behind it did:
+    the served time at which the sum of what losses were above the limit was last 0 (Page 1954), ``None`` without times.
     """
 
     def __init__(self, baseline: LossBaseline, *, window_rows: int = 1000) -> None:
@@ -170,6 +171,9 @@ class LossDetector:
         self.alarm_row: int | None = None
         self.harm = False
         self.harm_row: int | None = None
+        self.change_at: float | None = None
+        self._above = 0.0
+        self._began_at: float | None = None
         self._stakes = _BETS / baseline.limit
         self._capital = np.zeros(len(_BETS))
         self._pending = np.zeros(0)
@@ -185,10 +189,11 @@ class LossDetector:
         """Mean of the last ``window_rows`` losses that came, ``None`` before the first."""
         return float(self._recent.mean()) if self._recent.size else None
 
-    def update(self, losses: ArrayLike, spend_per_row: float) -> bool:
+    def update(self, losses: ArrayLike, spend_per_row: float, at: ArrayLike | None = None) -> bool:
         """Take losses ``(n,)`` in time order; true when an alarm fell among them.
 
-        ``spend_per_row`` is the false-alarm budget each row may use up. A loss that is not finite counts as the cap.
+        ``spend_per_row`` is the false-alarm budget each row may use up; ``at`` when the rows were served, ``(n,)`` wall
+        seconds. A loss that is not finite counts as the cap.
         """
         values = np.asarray(losses, dtype=np.float64)
         values = np.where(np.isfinite(values), np.clip(values, 0.0, self.baseline.cap), self.baseline.cap)
@@ -197,20 +202,30 @@ class LossDetector:
         origin = self.rows - self._recent.size
         self.rows += values.size
         self._recent = history[-self.window_rows :]
+        times = np.full(values.size, np.nan) if at is None else np.asarray(at, dtype=np.float64)
+        held = self._pending.size
         waiting = np.concatenate((self._pending, values))
         block = self.baseline.block
         whole = waiting.size // block
         alarmed = False
         for number, mean in enumerate(waiting[: whole * block].reshape(whole, block).mean(axis=1), start=1):
             row = start + number * block
+            if self._above <= 0.0:
+                # Of a block that began in an earlier call only the rows of this one have times here.
+                self._began_at = float(times[max((number - 1) * block - held, 0)])
+            self._above = max(self._above + float(mean) - self.baseline.limit, 0.0)
             alarmed |= self._bet(float(mean), spend_per_row * block, row)
             if self.harm or (self.alarm_row is not None and row - self.alarm_row < self.window_rows):
                 end = row - origin
                 above = float(history[max(end - self.window_rows, 0) : end].mean()) > self.baseline.limit
-                self.harm_row = row if above and not self.harm else self.harm_row
+                if above and not self.harm:
+                    self.harm_row, self.change_at = row, self._began()
                 self.harm = above
         self._pending = waiting[whole * block :]
         return alarmed
+
+    def _began(self) -> float | None:
+        return self._began_at if self._began_at is not None and np.isfinite(self._began_at) else None
 
     def _bet(self, mean: float, spend: float, row: int) -> bool:
         self._capital += spend / len(_BETS)
@@ -225,12 +240,16 @@ class LossDetector:
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, JSON; loading it gives the same numbers bit for bit."""
         arrays = {name: pack_array(getattr(self, "_" + name)) for name in ("capital", "pending", "recent")}
-        names = ("rows", "alarms", "alarm_row", "harm", "harm_row")
-        return {**{name: getattr(self, name) for name in names}, **arrays}
+        names = ("rows", "alarms", "alarm_row", "harm", "harm_row", "change_at")
+        page = {"above": self._above, "began_at": self._began()}
+        return {**{name: getattr(self, name) for name in names}, **page, **arrays}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.rows, self.alarms = state["rows"], state["alarms"]
         self.alarm_row, self.harm, self.harm_row = state["alarm_row"], state["harm"], state["harm_row"]
+        # Releases before this one did not keep when a change began.
+        self.change_at, self._above = state.get("change_at"), state.get("above", 0.0)
+        self._began_at = state.get("began_at")
         self._capital, self._pending, self._recent = (
             unpack_array(state[name]) for name in ("capital", "pending", "recent")
         )

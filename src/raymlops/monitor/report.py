@@ -34,6 +34,7 @@ class DriftReport:
     estimated_harm : the lower end of the estimated loss's interval is above ``loss_limit``
     wild, wild_rows : the strangest rows of the window one by one, at most 20, and how many were flagged in all
     harm : the loss detector has alarmed and the newest outcomes are above the limit (see ``LossDetector``)
+    change_at : served time at which the change behind the harm began, as the losses tell it
     columns : that moved by ``min_distance`` or more, most first; ``(score)`` is the model's own output and ``(joint)``
         stands for a change in how columns hang together
     may_retrain : severity 4, or severity 3 twice in a row while there are too few labels to measure the loss
@@ -59,6 +60,7 @@ class DriftReport:
     loss_limit: float
     loss_evidence: float = 0.0
     harm: bool = False
+    change_at: float | None = None
     estimate: PerformanceEstimate | None = None
     estimated_harm: bool = False
     wild: tuple[WildRow, ...] = ()

@@ -103,9 +103,9 @@ def triage(
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
-    gone = _gone(report, missing_before or {}, categories)
-    if not report.evidence:
-        gone = _gone_lately(newest or {}, missing_before or {}, categories)
+    gone = _gone(report, missing_before or {}, categories) or _gone_lately(
+        newest or {}, missing_before or {}, categories
+    )
     if gone:
         return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(

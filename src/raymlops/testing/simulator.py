@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 from raymlops.clock import ManualClock, seconds
 from raymlops.loop import controller
-from raymlops.loop.controller import Action, Observation, Record, SubmitRetraining
-from raymlops.loop.ports import JobStatus
+from raymlops.loop.controller import Action, Observation, Record, SubmitProbe, SubmitRetraining
+from raymlops.loop.ports import JobStatus, ProbeFailed
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
+from raymlops.monitor.examine import Examination
 from raymlops.monitor.forecast import Forecast
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis
 from raymlops.retrain import RetrainPolicy
+from raymlops.search.probe import Probe
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.rollout import Canary
 
@@ -33,14 +35,19 @@ class World:
     Attributes
     ----------
     harm : whether the model trained at the second argument is harmful at the first
+    excess : by how much more the model trained at the second argument loses at the first than a fresh one would, relative;
+        what a probe finds. Left out: a half while there is harm, else nothing
+    probe_fails : whether the probe of this number gives no answer
     ending : what a retraining job comes to: number of the retraining and its end in; a candidate, a refusal or a crash out
     canary_fails : whether a candidate's rollout is rolled back
     diagnosis, burning, forecast : what triage, service levels and forecast say, see ``decide_retrain``
     labels_per_window : labelled rows that come with every window
-    window_s, train_s : time between two reports, and that a job takes
+    window_s, train_s, probe_s : time between two reports, and that a job and a probe take
     """
 
     harm: Callable[[float, float], bool] = lambda _at, _trained_at: False
+    excess: Callable[[float, float], float] | None = None
+    probe_fails: Callable[[int], bool] = lambda _number: False
     ending: Callable[[int, float], Ending] = lambda _turn, _at: "candidate"
     canary_fails: Callable[[int], bool] = lambda _version: False
     diagnosis: Callable[[float], Diagnosis | None] = lambda _at: None
@@ -49,6 +56,16 @@ class World:
     labels_per_window: int = 1000
     window_s: float | str = "1h"
     train_s: float | str = "20m"
+    probe_s: float | str = "1m"
+
+    def probed(self, at: float, trained_at: float) -> Examination:
+        """What a probe at ``at`` finds of the model trained at ``trained_at``, whose usual loss is 0.1."""
+        harm = 0.5 if self.harm(at, trained_at) else 0.0
+        gain = 0.1 * (harm if self.excess is None else self.excess(at, trained_at))
+        found = Probe(
+            gain=gain, standard_error=0.002, gains=gain + 0.004 > 0.005, rows=200, note=f"{gain:+.4f}", loss=0.1
+        )
+        return Examination(probe=found)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +75,7 @@ class Story:
     Attributes
     ----------
     starts : when retrainings started, and ``gaps`` between them
+    probes : when probes started
     events : kind, time and body of every record, in order
     most_in_flight : jobs at once, at most
     down_ticks : turns in which no version, or another than the champion, had the traffic; must stay 0
@@ -65,6 +83,7 @@ class Story:
     """
 
     starts: list[float] = field(default_factory=list)
+    probes: list[float] = field(default_factory=list)
     events: list[tuple[str, float, dict[str, Any]]] = field(default_factory=list)
     most_in_flight: int = 0
     down_ticks: int = 0
@@ -101,9 +120,11 @@ class Simulator:
         self._canary = canary or Canary(hold_s=600.0, max_wait_s="1d")
         self._tick_s, self._person = seconds(tick_s, "tick_s"), person
         self._window_s, self._train_s = seconds(world.window_s, "window_s"), seconds(world.train_s, "train_s")
+        self._probe_s = seconds(world.probe_s, "probe_s")
         self._clock = ManualClock()
         self._trained: dict[int, float] = {1: 0.0}
         self._job: tuple[str, float] | None = None
+        self._probe: tuple[SubmitProbe, float] | None = None
         self._window, self._next_window = 0, self._window_s
         self._labelled = 0
         self._standing: DriftReport | None = None
@@ -139,6 +160,7 @@ class Simulator:
             diagnosis=self.world.diagnosis(now),
             burning=self.world.burning(now),
             forecast=self.world.forecast,
+            examination=self._finish_probe(now),
         )
         self._obey(controller.step(self._state, self._canary, self.policy, seen))
         split = self._state.split
@@ -166,6 +188,14 @@ class Simulator:
             reference_loss=0.1,
             loss_limit=0.12,
         )
+
+    def _finish_probe(self, now: float) -> Examination | ProbeFailed | None:
+        if self._probe is None or now < self._probe[1]:
+            return None
+        (asked, _), self._probe = self._probe, None
+        if self.world.probe_fails(len(self.story.probes)):
+            return ProbeFailed(reason="the world says so")
+        return self.world.probed(now, self._trained[asked.version])
 
     def _finish_job(self, now: float) -> JobStatus | None:
         if self._job is None or self._state.retraining is None:
@@ -199,5 +229,8 @@ class Simulator:
                     self.story.most_in_flight = max(self.story.most_in_flight, 1 + (self._job is not None))
                     self._job = (event_id, now + self._train_s)
                     self._standing, self._labelled = None, 0
+                case SubmitProbe():
+                    self.story.probes.append(now)
+                    self._probe = (action, now + self._probe_s)
                 case _:
                     continue

@@ -1,0 +1,91 @@
+"""What a probe looks at: the refit's gain on the newest labels, and where the rise of the loss comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from raymlops.errors import DataError
+from raymlops.monitor.examine import Examination, examine
+from raymlops.monitor.quality import row_losses
+from raymlops.registry.package import Reference
+from raymlops.search.probe import compared_rows
+
+
+def rows(n: int, seed: int, *, flipped: bool = False) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3)).astype(np.float32)
+    odds = (-1 if flipped else 1) * 2 * x[:, 0] + x[:, 1]
+    return x, (rng.random(n) < 1 / (1 + np.exp(-odds))).astype(float)
+
+
+def fit(x: Any, y: Any) -> Any:
+    model = LogisticRegression().fit(x, y)
+    return lambda some: model.predict_proba(some)[:, 1]
+
+
+PAST = rows(4000, 1)
+CHAMPION = fit(*PAST)
+
+
+def reference() -> Reference:
+    x, y = rows(2000, 2)
+    scores = CHAMPION(x)
+    return Reference(columns=("a", "b", "c"), x=x, scores=scores, losses=row_losses("binary", y, scores), ordered=True)
+
+
+def look(new: tuple[Any, Any], **more: Any) -> Examination:
+    x, y = (np.concatenate(pair) for pair in zip(PAST, new, strict=True))
+    return examine(x, y, task="binary", champion=CHAMPION, refit=fit, labelled=len(new[1]), **more)
+
+
+def test_after_a_change_of_the_concept_a_refit_gains_and_the_rise_is_the_concepts() -> None:
+    # The refit must forget the past to learn the change, so it is given the window since then.
+    new = rows(1500, 3, flipped=True)
+    found = examine(
+        *new,
+        task="binary",
+        champion=CHAMPION,
+        refit=fit,
+        labelled=1500,
+        since_change=1500,
+        reference=reference(),
+    )
+    assert found.probe.gains
+    assert found.probe.sure
+    assert found.probe.rows == 300
+    assert found.parts is not None
+    assert found.parts.concept > 0.8 * found.parts.rise > 0.1
+    assert Examination.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_while_nothing_changed_a_refit_gains_nothing_that_is_sure() -> None:
+    found = look(rows(2000, 4))
+    assert abs(found.probe.gain) < 3 * found.probe.standard_error + 1e-3
+    assert found.parts is None
+
+
+def test_inputs_that_moved_to_where_it_is_hard_are_the_inputs_part() -> None:
+    new = rows(2000, 5)
+    near = np.abs(2 * new[0][:, 0] + new[0][:, 1]) < 0.8
+    found = look((new[0][near], new[1][near]), reference=reference(), since_change=int(near.sum()))
+    assert found.parts is not None
+    assert found.parts.covariate > 0.7 * found.parts.rise > 0.03
+
+
+def test_too_few_rows_are_refused_with_both_numbers() -> None:
+    x, y = rows(100, 6)
+    with pytest.raises(DataError, match="100 labelled rows are too few to hold 30 back"):
+        examine(x, y, task="binary", champion=CHAMPION, refit=fit, labelled=100, since_change=10)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "since_change", "rows_"),
+    [(0, None, 30), (500, None, 250), (1000, None, 250), (5000, None, 1000), (10**6, None, 2000), (10**6, 400, 200)],
+)
+def test_few_rows_are_held_back_but_enough(labelled: int, since_change: int | None, rows_: int) -> None:
+    assert compared_rows(labelled, since_change) == rows_
