@@ -297,3 +297,21 @@ def test_what_gateways_serve_becomes_a_report_with_the_requests_of_wild_rows(wor
     assert (monitor["rows"], monitor["ignored"], monitor["last"]["window"]) == (1200, 0, 1)
     assert (monitor["last"]["rows"], monitor["last"]["sampled_rows"]) == (1000, 1000)
     assert monitor["last"]["wild"][0]["request_id"] == "r13"
+
+
+def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    rng = np.random.default_rng(5)
+    for turn in range(40):
+        x = rng.normal(size=(3000, 2)).astype(np.float32)
+        scores = np.full(3000, 0.5)
+        for seen in observations(bins, x, scores, float(turn), batch_rows=1000):
+            steward.observe({"observed": {1: seen.to_message()}, "rows": seen.rows, "stats": {}})
+        steward.tick()
+    waiting = steward._watch._pending
+    assert len(waiting) <= 8
+    last = steward.status()["monitor"]["last"]
+    assert last["to_at"] >= 30.0
+    assert last["rows"] > last["sampled_rows"]
