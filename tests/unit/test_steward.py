@@ -398,3 +398,21 @@ def test_a_probe_is_asked_for_again_after_a_crash(world: World) -> None:
     again = world.steward(retrain=RetrainPolicy(min_labels=200, cooldown=0))
     assert ("probe", f"{NAME}-probe-1", 1, 1001.0) in world.engines.asked
     assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500}
+
+
+def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    rng = np.random.default_rng(5)
+    for turn in range(40):
+        x = rng.normal(size=(3000, 2)).astype(np.float32)
+        scores = np.full(3000, 0.5)
+        for seen in observations(bins, x, scores, float(turn), batch_rows=1000):
+            steward.observe({"observed": {1: seen.to_message()}, "rows": seen.rows, "stats": {}})
+        steward.tick()
+    waiting = steward._watch._pending
+    assert len(waiting) <= 8
+    last = steward.status()["monitor"]["last"]
+    assert last["to_at"] >= 30.0
+    assert last["rows"] > last["sampled_rows"]

@@ -110,7 +110,8 @@ class Watch:
     def step(self, now: float) -> DriftReport | None:
         """Take in labels that came, and give the next window's report when there is one."""
         self._take_outcomes()
-        if self._watcher is not None:
+        if self._watcher is not None and not self._pending:
+            # One report a turn: while some wait, rows gather into larger windows, so that reports never fall behind.
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:
