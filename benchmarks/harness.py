@@ -20,7 +20,6 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -103,31 +102,6 @@ def _signal(server: subprocess.Popen[bytes], number: int) -> None:
 def pause(server: subprocess.Popen[bytes], paused: bool) -> None:
     """Hold a server that is not measured just now, so that its idle work is not another's latency."""
     _signal(server, signal.SIGSTOP if paused else signal.SIGCONT)
-
-
-def environment(root: Path, name: str, requirements: Sequence[str]) -> Path:
-    """The Python of a virtual environment with these packages, made on the first call.
-
-    Raises
-    ------
-    RuntimeError : it could not be made; the message is pip's last words
-    """
-    folder, wanted = root / name, "\n".join(requirements)
-    python, mark = folder / "bin" / "python", folder / "requirements.txt"
-    if mark.exists() and mark.read_text() == wanted:
-        return python
-    print(f"installing {name}: {' '.join(requirements)}", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    for command in (
-        [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
-    ):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-        if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines() or ["no reason was given"]
-            raise RuntimeError(f"{name} cannot be installed: {words[-1][:300]}")
-    mark.write_text(wanted)
-    return python
 
 
 # --- load ------------------------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ from harness import (
     Client,
     Load,
     check,
-    environment,
     free_port,
     machine,
     median,
@@ -43,6 +42,7 @@ from harness import (
     versions,
 )
 from monitor_overhead import build
+from venvs import install
 
 PEERS = Path(__file__).parent / "peers"
 KINDS = ("lane", "uvicorn", "granian")
@@ -52,7 +52,7 @@ GRANIAN = "granian==2.8.7"
 
 def python_with_granian(root: Path) -> Path:
     """An interpreter that has granian and sees what this one sees."""
-    made = environment(root, "listeners", (GRANIAN,))
+    made = install(root, "listeners", (GRANIAN,))
     (site,) = (made.parent.parent / "lib").glob("python*/site-packages")
     (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return made

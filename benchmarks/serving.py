@@ -1,6 +1,6 @@
 """The same XGBoost model behind raymlops and behind its peers: throughput and latency over HTTP, side by side in one run.
 
-    python benchmarks/serving.py [--quick] [--venvs FOLDER] [--systems NAME ...] [--replicas N]
+    python benchmarks/serving.py [--quick] [--venvs FOLDER] [--systems NAME ...]
 
 28 float features, 200 trees of depth 6; 1 and 100 rows a request; 1, 16 and 64 keep-alive connections. Rounds are
 interleaved between systems, and the figures are medians over rounds. Each system's answers for distinct rows are compared
@@ -8,10 +8,14 @@ with the model's own before each round, and each response's status counts. Peers
 another one is measured. Peers are installed into environments of their own under ``--venvs`` on the first run; a peer that
 cannot be installed or does not answer rightly is reported under ``missing`` with the reason.
 
-Prints a table and, last, one line of JSON: ``ratio_best_peer`` and ``p99_ratio_best_peer`` (raymlops over the peer with the
-most requests a second, at 1 row and 64 connections), ``ratio_bare_uvicorn`` (over a bare ASGI application around the same
-predictor, which is no peer), ``ratio_best_peer_100rows`` (at 100 rows, of the best setting of each). ``--quick`` takes under
-ten minutes on two cores, once the environments are there.
+raymlops is one endpoint with one gateway process and one with two, each asked in its own format (rows by name) and, at 100
+rows, in tensors of the Open Inference Protocol, which is what MLServer is asked in.
+
+Prints a table and, last, one line of JSON: ``ratio_best_peer`` and ``p99_ratio_best_peer`` (one gateway, rows, over the peer
+with the most requests a second, at 1 row and 64 connections), ``ratio_bare_uvicorn`` (over a bare ASGI application around the
+same predictor, which is no peer), ``ratio_best_peer_100rows``: at 100 rows, the best of our settings that has no more
+processes than the best peer (``config_100rows``); ``ratio_best_peer_100rows_plain`` is one gateway in rows over the same peer,
+``ratios_best_peer_100rows`` all settings. ``--quick`` takes under fifteen minutes on two cores, once the environments are there.
 """
 
 from __future__ import annotations
@@ -33,7 +37,6 @@ from harness import (
     Client,
     Load,
     check,
-    environment,
     free_port,
     machine,
     median,
@@ -44,6 +47,7 @@ from harness import (
     versions,
 )
 from numpy.typing import NDArray
+from venvs import install
 
 from raymlops.serving.predictor import Predictor
 
@@ -93,6 +97,8 @@ class System:
     command : of the port, the Python to use and the model
     requirements : what its environment holds; empty for raymlops' own environment
     settings : in words, for the report
+    processes : that answer requests
+    counts : of rows a request that it is measured with
     """
 
     name: str
@@ -102,6 +108,8 @@ class System:
     requirements: tuple[str, ...] = ()
     body: Format = _rows
     read: Read = lambda answer: answer["probabilities"]
+    processes: int = 1
+    counts: tuple[int, ...] = (1, 100)
     peer: bool = True
     pausable: bool = True
     server: subprocess.Popen[bytes] | None = None
@@ -122,13 +130,17 @@ def _script(name: str) -> Callable[[int, Path, Model, Path], Sequence[Any]]:
     return lambda port, python, model, folder: [python, PEERS / name, port]
 
 
-def _mlserver(port: int, python: Path, model: Model, folder: Path) -> Sequence[Any]:
+def _mlserver(workers: int) -> Callable[[int, Path, Model, Path], Sequence[Any]]:
+    return lambda port, python, model, folder: _start_mlserver(workers, port, python, model, folder)
+
+
+def _start_mlserver(workers: int, port: int, python: Path, model: Model, folder: Path) -> Sequence[Any]:
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
         "grpc_port": free_port(),
         "metrics_port": free_port(),
-        "parallel_workers": 0,
+        "parallel_workers": workers,
         "debug": False,
     }
     batching = {"max_batch_size": 64, "max_batch_time": 0.002}
@@ -161,6 +173,7 @@ def _bentoml(port: int, python: Path, model: Model, folder: Path) -> Sequence[An
     return [python.parent / "bentoml", "serve", "bentoml_app:Model", *where]
 
 
+MLSERVER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1")
 XGBOOST = ("xgboost-cpu==3.2.0", "numpy==2.4.6")
 SYSTEMS = (
     System(
@@ -179,12 +192,14 @@ SYSTEMS = (
         name="FastAPI, 2 workers",
         settings="the same with two workers",
         command=_uvicorn("fastapi_app:app", 2),
+        processes=2,
         requirements=("fastapi==0.165.0", "uvicorn[standard]==0.54.0", *XGBOOST),
     ),
     System(
         name="BentoML",
         settings="two workers, adaptive batching",
         command=_bentoml,
+        processes=2,
         requirements=("bentoml==1.4.39", *XGBOOST),
         read=lambda answer: answer,
     ),
@@ -197,9 +212,19 @@ SYSTEMS = (
     System(
         name="MLServer",
         settings="its XGBoost runtime, adaptive batching (64, 2 ms), inference in the server's process",
-        command=_mlserver,
+        command=_mlserver(0),
         path="/v2/models/model/infer",
-        requirements=("mlserver==1.7.1", "mlserver-xgboost==1.7.1"),
+        requirements=MLSERVER,
+        body=_tensor,
+        read=lambda answer: answer["outputs"][0]["data"],
+    ),
+    System(
+        name="MLServer, 2 workers",
+        settings="the same with two inference processes",
+        command=_mlserver(2),
+        path="/v2/models/model/infer",
+        requirements=MLSERVER,
+        processes=2,
         body=_tensor,
         read=lambda answer: answer["outputs"][0]["data"],
     ),
@@ -207,6 +232,7 @@ SYSTEMS = (
         name="mlflow models serve",
         settings="two workers",
         command=_mlflow,
+        processes=2,
         path="/invocations",
         body=_split,
         read=lambda answer: answer["predictions"],
@@ -232,32 +258,41 @@ class Bench:
         rng = np.random.default_rng(1)
         self._x = {rows: rng.normal(size=(BODIES if rows == 1 else 16, rows, 28)) for rows in (1, 100)}
 
-    def start_raymlops(self, replicas: int) -> dict[str, Any]:
-        """The first system; what it packages is what the others serve. Returns the package's manifest."""
-        out, port, log = self.folder / "place.json", free_port(), self.folder / "raymlops" / "log.txt"
+    def start_raymlops(self) -> dict[str, Any]:
+        """The first systems; what they package is what the others serve. Returns the package's manifest."""
+        out, log = self.folder / "place.json", self.folder / "raymlops" / "log.txt"
         home = self.folder / "raymlops" / "home"
         environ = {
             "RAYMLOPS_HOME": str(home),
             "RAYMLOPS_RAY_ADDRESS": "local",
             "RAYMLOPS_HTTP_PORT": str(free_port()),
         }
-        command = [sys.executable, PEERS / "raymlops_app.py", out, port, replicas]
+        ports = [free_port(), free_port()]
+        command = [sys.executable, PEERS / "raymlops_app.py", out, *ports]
         server = self._stack.enter_context(process(command, log, **environ))
         until_ready(lambda: json.loads(out.read_text()), server, log, 300)
         said = json.loads(out.read_text())
         predictor = Predictor.load(said["package"])
         self.model = Model(package=Path(said["package"]), columns=predictor.contract.names, predictor=predictor)
-        system = System(
-            name="raymlops",
-            settings=f"{replicas} gateway replica on Ray Serve, its own listener; routing, monitor and prediction log on",
-            command=lambda *_: command,
-            peer=False,
-            pausable=False,
-            server=server,
-            url=f"http://127.0.0.1:{port}/bench/predict",
-        )
-        self.verify(system, 1)
-        self.systems.append(system)
+        for gateways, port in enumerate(ports, 1):
+            name = "raymlops" if gateways == 1 else f"raymlops, {gateways} gateways"
+            words = f"{gateways} gateway process on Ray Serve, its own listener; routing, monitor and prediction log on"
+            kept: dict[str, Any] = {"command": lambda *_: command, "peer": False, "pausable": False, "server": server}
+            url, endpoint = f"http://127.0.0.1:{port}", f"bench{gateways}"
+            rows = System(name=name, settings=words, processes=gateways, url=f"{url}/{endpoint}/predict", **kept)
+            tensors = System(
+                name=f"{name}, tensors",
+                settings=f"{words}; Open Inference Protocol",
+                processes=gateways,
+                counts=(100,),
+                url=f"{url}/v2/models/{endpoint}/infer",
+                body=_tensor,
+                read=lambda answer: answer["outputs"][1]["data"],
+                **kept,
+            )
+            for system in (rows, tensors):
+                self.verify(system, 1)
+                self.systems.append(system)
         return dict(said["manifest"])
 
     def start(self, system: System) -> None:
@@ -270,7 +305,7 @@ class Bench:
             python = Path(sys.executable)
             if system.requirements:
                 name = system.name.split(",")[0].lower()
-                python = environment(self.venvs, name, system.requirements)
+                python = install(self.venvs, name, system.requirements)
             command = system.command(port, python, self.model, folder)
             environ = self.model.environ()
             if not system.requirements:
@@ -308,7 +343,7 @@ class Bench:
         if system.pausable and server is not None:
             pause(server, True)
         print(
-            f"{system.name:22} {rows:4} rows {connections:3} connections: {load.rps:8.0f}/s  p50 {load.p50_ms:8.2f} ms  "
+            f"{system.name:29} {rows:4} rows {connections:3} connections: {load.rps:8.0f}/s  p50 {load.p50_ms:8.2f} ms  "
             f"p99 {load.p99_ms:8.2f} ms  errors {load.errors}",
             flush=True,
         )
@@ -326,9 +361,13 @@ def summary(systems: Sequence[System]) -> dict[str, Any]:
         result["ratio_best_peer"] = round(ours[1, 64]["rps"] / figures[best][1, 64]["rps"], 2)
         result["p99_ratio_best_peer"] = round(ours[1, 64]["p99_ms"] / figures[best][1, 64]["p99_ms"], 3)
         many = {name: max(f["rps"] for (rows, _), f in figures[name].items() if rows == 100) for name in figures}
-        best_many = max(peers, key=lambda name: many[name])
-        result["best_peer_100rows"] = best_many
-        result["ratio_best_peer_100rows"] = round(many["raymlops"] / many[best_many], 2)
+        best_many = max((s for s in systems if s.peer), key=lambda s: many[s.name])
+        own = {s.name: round(many[s.name] / many[best_many.name], 2) for s in systems if s.name.startswith("raymlops")}
+        fitting = [s.name for s in systems if s.name in own and s.processes <= best_many.processes]
+        config = max(fitting, key=lambda name: own[name])
+        result["best_peer_100rows"] = best_many.name
+        result["ratio_best_peer_100rows"], result["config_100rows"] = own[config], config
+        result["ratio_best_peer_100rows_plain"], result["ratios_best_peer_100rows"] = own["raymlops"], own
     if "bare uvicorn" in figures:
         result["ratio_bare_uvicorn"] = round(ours[1, 64]["rps"] / figures["bare uvicorn"][1, 64]["rps"], 2)
     result["systems"] = {
@@ -347,14 +386,13 @@ def main() -> None:
     home = Path(os.environ.get("RAYMLOPS_HOME") or "~/.raymlops").expanduser()
     parser.add_argument("--venvs", type=Path, default=home / "benchmarks", help="where peers are installed")
     parser.add_argument("--systems", nargs="*", choices=[s.name for s in SYSTEMS], help="only these beside raymlops")
-    parser.add_argument("--replicas", type=int, default=1, help="gateway replicas of raymlops")
     arguments = parser.parse_args()
     rounds, seconds = (2, 3.0) if arguments.quick else (3, 8.0)
     cells = [(1, 1), (1, 16), (1, 64), (100, 16)] + ([] if arguments.quick else [(100, 1), (100, 64)])
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         bench = Bench(arguments.venvs.absolute(), Path(scratch), stack)
         described = machine()
-        manifest = bench.start_raymlops(arguments.replicas)
+        manifest = bench.start_raymlops()
         for system in SYSTEMS:
             if arguments.systems is None or system.name in arguments.systems:
                 bench.start(system)
@@ -363,7 +401,8 @@ def main() -> None:
                 # Each round begins with another system, so that none has always the same neighbour.
                 shift = number % len(bench.systems)
                 for system in (*bench.systems[shift:], *bench.systems[:shift]):
-                    bench.measure(system, rows, connections, seconds)
+                    if rows in system.counts:
+                        bench.measure(system, rows, connections, seconds)
         result = {
             "benchmark": "serving",
             **summary(bench.systems),

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def venv(folder: Path, name: str, packages: tuple[str, ...]) -> Path | None:
-    """The interpreter of ``folder/name`` with ``packages`` installed; ``None``, with a message, when that fails."""
-    home = folder / name
-    python, done = home / "bin" / "python", home / "installed.txt"
-    wanted = "\n".join(packages)
-    if done.is_file() and done.read_text() == wanted:
+def install(root: Path, name: str, requirements: Sequence[str]) -> Path:
+    """The Python of a virtual environment with these packages, made on the first call.
+
+    Raises
+    ------
+    RuntimeError : it could not be made; the message is pip's last words
+    """
+    folder, wanted = root / name, "\n".join(requirements)
+    python, mark = folder / "bin" / "python", folder / "requirements.txt"
+    if mark.exists() and mark.read_text() == wanted:
         return python
-    folder.mkdir(parents=True, exist_ok=True)
-    for command in ([sys.executable, "-m", "venv", str(home)], [str(python), "-m", "pip", "install", "-q", *packages]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            print(f"no {name}: {result.stderr.strip()[-300:]}", file=sys.stderr)
-            return None
-    done.write_text(wanted)
+    print(f"installing {name}: {' '.join(requirements)}", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in (
+        [sys.executable, "-m", "venv", folder],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+    ):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip().splitlines() or ["no reason was given"]
+            raise RuntimeError(f"{name} cannot be installed: {words[-1][:300]}")
+    mark.write_text(wanted)
     return python
+
+
+def venv(root: Path, name: str, requirements: Sequence[str]) -> Path | None:
+    """As :func:`install`; ``None``, with a message, when it fails."""
+    try:
+        return install(root, name, requirements)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def environment() -> dict[str, str]:

@@ -1,5 +1,8 @@
 """The model of the benchmark through a real pipeline: data, search, gate, registry, Ray Serve, steward and monitor.
 
+    python raymlops_app.py FILE PORT...
+
+The n-th port is that of the endpoint ``benchN``, which has n gateways.
 Retraining on drift is off, so that nothing trains while others are measured; routing, sketches and the prediction log are
 on. Writes where it answers to the file named first, and stays until it is ended.
 """
@@ -33,20 +36,21 @@ def table(rows: int = 20_000) -> pd.DataFrame:
 
 
 def main() -> None:
-    out, port, replicas = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    pipeline = Pipeline(
-        name="bench",
-        source=FrameSource(table(), label="label"),
-        search=Search(candidates=[settled(candidates.xgboost(), TREES)], trials=1, recency=False),
-        gate=Gate(max_gap=None),
-        serving=Serving(port=port, replicas=replicas),
-        retrain=RetrainPolicy(on_drift=False),
-    )
+    out, ports = Path(sys.argv[1]), [int(port) for port in sys.argv[2:]]
     settings = Settings.read()
-    pipeline.run(settings=settings)
+    for replicas, port in enumerate(ports, 1):
+        pipeline = Pipeline(
+            name=f"bench{replicas}",
+            source=FrameSource(table(), label="label"),
+            search=Search(candidates=[settled(candidates.xgboost(), TREES)], trials=1, recency=False),
+            gate=Gate(max_gap=None),
+            serving=Serving(port=port, replicas=replicas),
+            retrain=RetrainPolicy(on_drift=False),
+        )
+        pipeline.run(settings=settings)
     store = Store(settings.store)
-    routing = store.get("routing", "bench")
-    version = routing and store.get("versions", f"bench/{routing['champion']}")
+    routing = store.get("routing", "bench1")
+    version = routing and store.get("versions", f"bench1/{routing['champion']}")
     if not version:
         raise SystemExit("the pipeline has run and nothing is served")
     folder = Path(settings.home) / "cache" / "packages" / version["digest"]

@@ -148,6 +148,20 @@ class TooLarge(RequestError):
     http_status = 413
 
 
+class TargetTooLong(RequestError):
+    """The path and query of the request are longer than any of ours."""
+
+    code = "target_too_long"
+    http_status = 414
+
+
+class HeadersTooLarge(RequestError):
+    """The request's headers are larger than the gateway reads."""
+
+    code = "headers_too_large"
+    http_status = 431
+
+
 class RequestTimeout(RequestError):
     """The request was not complete in time."""
 

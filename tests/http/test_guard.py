@@ -12,7 +12,7 @@ import pytest
 
 from raymlops.errors import ConfigError
 from raymlops.serving.gateway import Gateway
-from raymlops.serving.guard import MAX_HEAD
+from raymlops.serving.http import MAX_HEAD
 from raymlops.serving.listener import Listener, bind, make_server
 from raymlops.serving.spec import Serving
 from raymlops.testing.serving import FakeModel, fake_gateway

@@ -273,6 +273,116 @@ def test_a_challenger_gets_its_share_and_large_requests_leave_the_loop(run: Call
     run(scenario)
 
 
+def tensors(*given: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Rows as an inference request, one tensor a column."""
+    kinds = {"a": "FP64", "b": "FP64", "c": "BYTES"}
+    inputs = [
+        {"name": name, "shape": [len(given)], "datatype": kind, "data": [row[name] for row in given]}
+        for name, kind in kinds.items()
+    ]
+    return {"inputs": inputs, **more}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        tensors(ROW, id="r"),
+        tensors(ROW, id="r", outputs=[{"name": "probability"}]),
+        tensors(*[ROW] * 40, id="r"),
+        tensors(*[ROW] * 400, id="r"),
+        tensors({**ROW, "a": "1"}, id="r"),
+        tensors(ROW, id="r", outputs=[{"name": "other"}]),
+        {"inputs": []},
+        b"{",
+    ],
+)
+def test_both_ways_give_the_same_tensors(run: Callable[..., int], body: Any) -> None:
+    path = "/v2/models/churn/infer"
+
+    async def scenario(world: World) -> None:
+        sent = request(body, path=path)
+        ((status, headers, answer),) = await world.ask(sent)
+        usual = await world.gateway.handle("POST", path, [], sent.partition(b"\r\n\r\n")[2])
+        assert (status, answer) == (usual.status, json.loads(usual.body))
+        for name, value in usual.headers:
+            if name != b"x-request-id" or status == 200:
+                assert headers[name.decode()] == value.decode()
+
+    assert run(scenario, limits=Serving(max_rows=350, max_body_bytes=50_000)) == 1
+
+
+def test_tensors_of_one_tick_are_predicted_together_and_bad_ones_apart(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        world.models[1].batches.clear()
+        bodies: list[Any] = [tensors(ROW, ROW, id=f"r{i}") for i in range(12)]
+        bodies[3] = tensors({**ROW, "a": "1"}, id="r3")
+        bodies[5] = rows(ROW, request_id="r5")
+        paths = ["/predict" if i == 5 else "/v2/models/churn/infer" for i in range(12)]
+        sent = [request(body, path=path) for body, path in zip(bodies, paths, strict=True)]
+        answers = await asyncio.gather(*(world.ask(one) for one in sent))
+        assert [status for ((status, _, _),) in answers] == [422 if i == 3 else 200 for i in range(12)]
+        assert {body["id"] for i, ((_, _, body),) in enumerate(answers) if i not in (3, 5)} == {
+            f"r{i}" for i in range(12) if i not in (3, 5)
+        }
+        await world.gateway.close()
+        assert world.figures()[1].requests == 11
+        assert world.store.counts("churn")["predictions"] == 21
+
+    run(scenario)
+
+
+def test_large_requests_are_answered_each_with_its_own_rows(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        counts = [33, 300, 1, 1024, 1025, 40, 2, 500]
+        answers = await asyncio.gather(*(world.ask(request(rows(*[ROW] * count))) for count in counts))
+        assert [(status, len(body["predictions"])) for ((status, _, body),) in answers] == [(200, n) for n in counts]
+        bad = [*[ROW] * 40, {**ROW, "a": "1"}]
+        ((status, _, _),), ((other, _, _),) = await asyncio.gather(
+            world.ask(request(rows(*bad))), world.ask(request(rows(*[ROW] * 50)))
+        )
+        assert (status, other) == (422, 200)
+        await world.gateway.close()
+        assert world.figures()[1].requests == len(counts) + 1
+        assert world.store.counts("churn")["predictions"] == sum(counts) + 50
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", None])
+def test_a_turns_requests_for_a_challenger_are_counted_each(
+    run: Callable[..., int], fault: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0))
+        world.models[2].fault = fault
+        bodies = [request(rows(*[ROW] * (1 + i % 3))) for i in range(9)]
+        bodies += [request(tensors(ROW), path="/v2/models/churn/infer")]
+        answers = await asyncio.gather(*(world.ask(body) for body in bodies))
+        assert {status for ((status, _, _),) in answers} == {200}
+        variant = "challenger" if fault is None else "champion"
+        assert {headers["x-raymlops-variant"] for ((_, headers, _),) in answers} == {variant}
+        await world.gateway.close()
+        found = world.figures()
+        assert (found[2].requests, found[2].errors) == (10, 10 if fault else 0)
+        assert found[2].nonfinite == (10 if fault == "nan" else 0)
+        assert world.store.counts("churn")["predictions"] == 19
+
+    with caplog.at_level(logging.CRITICAL):
+        run(scenario)
+
+
+def test_rows_that_a_challenger_refuses_are_refused_and_others_of_the_turn_are_not(run: Callable[..., int]) -> None:
+    async def scenario(world: World) -> None:
+        await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0))
+        bodies = [rows({**ROW, "a": "1"} if i == 2 else ROW) for i in range(6)]
+        answers = await asyncio.gather(*(world.ask(request(body)) for body in bodies))
+        assert [status for ((status, _, _),) in answers] == [422 if i == 2 else 200 for i in range(6)]
+        await world.gateway.close()
+        assert (world.figures()[2].requests, world.figures()[2].errors) == (5, 0)
+
+    run(scenario)
+
+
 def test_a_drain_answers_what_is_in_flight(run: Callable[..., int]) -> None:
     async def scenario(world: World) -> None:
         await world.gateway.apply(TrafficSplit(number=2, champion=1, challenger=2, weight=1.0))

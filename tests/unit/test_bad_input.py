@@ -205,7 +205,7 @@ PATHS: dict[str, tuple[str, str, int]] = {
     "nul": ("GET", "/churn/status%00.json", 404),
     "slash at the end": ("GET", "/churn/status/", 404),
     "upper case": ("GET", "/CHURN/status", 404),
-    "8 KB": ("GET", "/churn/" + "x" * 8192, 404),
+    "8 KB": ("GET", "/churn/" + "x" * 8192, 414),
     "another endpoint": ("POST", "/other/predict", 404),
     "another model": ("GET", "/v2/models/other", 404),
     "version that is none": ("GET", "/v2/models/churn/versions/2", 404),
@@ -366,6 +366,24 @@ def test_hostile_bodies_do_not_grow_the_process_beyond_twice_the_limit() -> None
 
     grown = asyncio.run(main())
     assert {name: size for name, size in grown.items() if size > 2 * LIMIT} == {}
+
+
+@pytest.mark.parametrize("path", ["/churn/predict", "/v2/models/churn/infer", "/churn/invocations"])
+def test_a_head_that_another_server_has_read_is_bounded_here(path: str) -> None:
+    """Ray Serve's proxy takes heads of any size."""
+    large = {"x": "y" * 17_000}
+    many = {f"x-{i}": "y" for i in range(2000)}
+    answers = ask(
+        [
+            ("POST", path, large, rows(ROW), 431, ""),
+            ("POST", path, many, rows(ROW), 431, ""),
+            ("POST", f"{path}?{'x' * 5000}", {}, rows(ROW), 414, ""),
+        ]
+    )
+    assert [answer.status_code for answer in answers] == [431, 431, 414]
+    assert [answer.headers["x-raymlops-error"] for answer in answers] == [
+        *("headers_too_large", "headers_too_large", "target_too_long")
+    ]
 
 
 def test_the_table_is_as_long_as_it_says() -> None:

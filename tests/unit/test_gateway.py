@@ -19,10 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from raymlops.blocks import Block, request_id
+from raymlops.blocks import Block
 from raymlops.clock import ManualClock
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.served import LOG_COLUMNS, read_labelled, read_served
@@ -32,7 +30,7 @@ from raymlops.serving import gateway as gateway_module
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.batching import answer_rows
 from raymlops.serving.gateway import Gateway
-from raymlops.serving.logfile import Served, own_ids, packed, to_parquet
+from raymlops.serving.logfile import Served, packed, to_parquet
 from raymlops.serving.recorder import LOG_ROWS, Recorder
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
@@ -1065,14 +1063,6 @@ def test_a_log_that_cannot_be_written_holds_no_row_back_from_the_store_and_is_bo
         assert len(lake.written) == 1
 
     asyncio.run(main())
-
-
-@given(st.lists(st.integers(1, 2**60 - 1), min_size=1, max_size=20))
-def test_ids_are_made_together_as_one_by_one(numbers: list[int]) -> None:
-    series = "00f1e2d3c4b5a697"
-    made = own_ids(series, np.array(numbers, dtype=np.int64))
-    made.validate(full=True)
-    assert made.to_pylist() == [request_id(series, number) for number in numbers]
 
 
 def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:

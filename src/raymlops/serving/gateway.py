@@ -42,6 +42,7 @@ from raymlops.serving.http import (
     Response,
     Scope,
     Send,
+    check_head,
     error_response,
     json_response,
     read_body,
@@ -215,6 +216,7 @@ class Gateway:
 
         async def handle() -> Response:
             nonlocal route, reading
+            check_head(scope)
             route = self._routes.find(path, method)
             if self._in_flight > MAX_IN_FLIGHT:
                 raise Overloaded(f"{self.endpoint} is answering {MAX_IN_FLIGHT} requests already. Try again later.")

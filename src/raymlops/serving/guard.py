@@ -14,8 +14,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-MAX_HEAD = 16 * 1024
-MAX_TARGET = 4096
+from raymlops.serving.http import MAX_HEAD, MAX_TARGET
+
 _LINGER_S = 2.0
 
 _REFUSALS = {

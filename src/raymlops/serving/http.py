@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from raymlops.errors import DeadlineExceeded, MalformedRequest, RaymlopsError, RequestTimeout, Retryable, TooLarge
+from raymlops.errors import (
+    DeadlineExceeded,
+    HeadersTooLarge,
+    MalformedRequest,
+    RaymlopsError,
+    RequestTimeout,
+    Retryable,
+    TargetTooLong,
+    TooLarge,
+)
 from raymlops.serving.protocol import dump, error_body, error_status
 
 Scope = MutableMapping[str, Any]
@@ -17,6 +26,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
 CLOSE: Header = (b"connection", b"close")
+MAX_HEAD = 16 * 1024
+MAX_TARGET = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,20 @@ async def respond(send: Send, response: Response) -> None:
         }
     )
     await send({"type": "http.response.body", "body": response.body})
+
+
+def check_head(scope: Scope) -> None:
+    """The limits on heads, for requests that another server has read.
+
+    Raises
+    ------
+    TargetTooLong, HeadersTooLarge
+    """
+    target = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    if target > MAX_TARGET:
+        raise TargetTooLong(f"The request's path and query are longer than {MAX_TARGET} bytes.")
+    if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD:
+        raise HeadersTooLarge(f"The request's headers are larger than {MAX_HEAD} bytes.")
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
