@@ -37,6 +37,7 @@ from raymlops.serving.variants import Loaded, Variants
 log = logging.getLogger(__name__)
 
 MAX_BATCH_ROWS = 1024  # a larger tick is predicted in several batches, so that the first answers leave earlier
+ASK_EVERY_S = 0.005  # a question to another process costs more than its answer: under load they are gathered
 SMALL_ROWS = 32  # requests with more rows are predicted in a thread while the event loop reads the next ones
 
 
@@ -94,6 +95,8 @@ class Lane:
         self._variants, self._recorder, self._clock = variants, recorder, clock
         self._waiting: list[Call] = []
         self._since = 0.0
+        self._held: dict[int, tuple[float, list[_Item]]] = {}
+        self._asked: dict[int, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.errors = 0
 
@@ -139,7 +142,7 @@ class Lane:
                     self._predict(champion, small, since)
                     small, rows = [], 0
         for challenger, items in apart.items():
-            self._start(self._ask(challenger, items, since))
+            self._ask_soon(challenger, items, since)
         self._start_large(champion, large, since)
         self._predict(champion, small, since)
 
@@ -203,8 +206,33 @@ class Lane:
 
     # --- a challenger ---------------------------------------------------------------------------------
 
+    def _ask_soon(self, challenger: int, items: list[_Item], since: float) -> None:
+        """At once, unless the challenger was asked a moment ago: then with all who come until :data:`ASK_EVERY_S` is over."""
+        held = self._held.get(challenger)
+        if held is not None:
+            held[1].extend(items)
+            return
+        now = time.perf_counter()
+        due = self._asked.get(challenger, 0.0) + ASK_EVERY_S
+        self._held[challenger] = (since, items)
+        if now >= due:
+            self._ask_held(challenger)
+        else:
+            asyncio.get_running_loop().call_later(due - now, self._ask_held, challenger)
+
+    def _ask_held(self, challenger: int) -> None:
+        since, items = self._held.pop(challenger)
+        self._asked = {challenger: time.perf_counter()}
+        while items:
+            rows = stop = 0
+            while stop < len(items) and rows < MAX_BATCH_ROWS:
+                rows += len(items[stop][1].rows)
+                stop += 1
+            self._start(self._ask(challenger, items[:stop], since))
+            items = items[stop:]
+
     async def _ask(self, challenger: int, items: Sequence[_Item], since: float) -> None:
-        """One question for all requests of the turn. If anything about its answer is not as it should be, each request goes
+        """One question for all these requests. If anything about its answer is not as it should be, each request goes
         the usual way, which shields it and counts what is wrong."""
         batch = _Batch(challenger, "challenger", items, since)
         rows = batch.rows()
