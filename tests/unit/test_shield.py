@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,6 @@ def test_its_own_clock_is_kept_beside_the_callers(run: Run) -> None:
         ask = world.challengers.predict
 
         async def timed(version: int, rows: object, timeout_s: float) -> object:
-            from dataclasses import replace
-
             return replace(await ask(version, rows, timeout_s), work_ms=40.0)  # type: ignore[arg-type]
 
         world.challengers.predict = timed  # type: ignore[method-assign,assignment]
@@ -159,5 +158,25 @@ def test_its_own_clock_is_kept_beside_the_callers(run: Run) -> None:
         figures = await world.figures()
         assert figures.model_time == figures.work != figures.latency
         assert sum(figures.work) == 20
+
+    run(scenario)
+
+
+def test_answers_that_waited_for_a_replica_do_not_make_callers_patient(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        ask = world.challengers.predict
+
+        async def timed(version: int, rows: object, timeout_s: float) -> object:
+            return replace(await ask(version, rows, timeout_s), work_ms=2.0)  # type: ignore[arg-type]
+
+        world.challengers.predict = timed  # type: ignore[method-assign,assignment]
+        world.challengers.delay_s = 0.1
+        await world.known()
+        waits = Waits(monkeypatch)
+        world.challengers.delay_s = 60.0
+        assert await world.ask() == 1
+        assert waits.limits == [0.25]
 
     run(scenario)

@@ -1,7 +1,8 @@
 """How long a caller waits for a challenger before the champion answers in its place.
 
 A dead replica says nothing: Serve's router holds a request until a new replica is there, which takes seconds. What a version
-usually takes tells silence from work, so the wait is a multiple of it and not the whole time limit.
+usually takes for an answer tells silence from work, so the wait is a multiple of it and not the whole time limit. What it takes
+is best read off its own clock: its first answers, and those after a death, come late and were quickly made.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Patience:
         return min(self._most_s, wait * max(1.0, rows / _ROWS))
 
     def answered(self, took_s: float) -> None:
-        """An answer came, in time or late."""
+        """An answer came, in time or late; the version took ``took_s`` seconds for it."""
         self._doubted = False
         self._took.append(took_s)
         self._seen += 1

@@ -307,7 +307,7 @@ class Variants:
         if tried is None:
             isolated.patience.silent()
         elif tried.answer is not None:
-            isolated.patience.answered(took_s)
+            isolated.patience.answered(_own_s(tried.answer, took_s))
             self._count_tried(version, tried, took_s)
             return version, "challenger", tried.answer
         bad_rows = False
@@ -360,11 +360,8 @@ class Variants:
     ) -> None:
         tried = await trial
         took_s = time.perf_counter() - started
-        if tried.work_ms is not None:
-            # It waited for a replica, or the replica was slow: only its own clock tells, and only slowness is usual.
-            isolated.patience.answered(tried.work_ms / 1000.0)
-        elif tried.answer is not None:
-            isolated.patience.answered(took_s)
+        if tried.answer is not None:
+            isolated.patience.answered(_own_s(tried.answer, took_s))
         self._count_tried(isolated.version, tried, took_s, bad_rows)
 
     def _count_tried(self, version: int, tried: Tried, took_s: float, bad_rows: bool = False) -> None:
@@ -404,3 +401,8 @@ class Variants:
 
     def _count(self, version: int, started: float, *, error: bool = False, nonfinite: bool = False) -> None:
         self._recorder.request(version, (time.perf_counter() - started) * 1000.0, error=error, nonfinite=nonfinite)
+
+
+def _own_s(answer: Answer, took_s: float) -> float:
+    """What a version took by its own clock, in seconds, where it says so: waiting for a replica is not its way of working."""
+    return took_s if answer.work_ms is None else answer.work_ms / 1000.0
