@@ -313,7 +313,7 @@ class Loop:
             since_change=None if changed is None else end - changed,
             reference=self.champion.reference if changed is not None else None,
         )
-        self._insight.examined(found.parts, self._standing)
+        self._insight.examined(found, self._standing)
         self._state = self._state.probed(found.probe, POLICY.refit_cost, POLICY.least_excess)
 
     def _windows(self, arrays: Arrays, changed: int | None) -> SearchResult:

@@ -143,8 +143,15 @@ def _pipeline(options: DemoOptions, path: str) -> Pipeline:
         rollout=Canary(weights=(0.5, 1.0), hold_s=0.2, min_requests=60),
         monitor=Monitor(window_rows=WINDOW),
         # The stream's clock is compressed: cooldown in seconds and a day's budget that a replay cannot exhaust.
+        # Labels pour in, so that probing for the cost would never pause; the thousand labels stand in for it.
         retrain=RetrainPolicy(
-            every_labels=1000, cooldown=2.0, backoff=1.0, max_per_day=200, min_labels=400, give_up_after=50
+            every_labels=1000,
+            refit_cost=None,
+            cooldown=2.0,
+            backoff=1.0,
+            max_per_day=200,
+            min_labels=400,
+            give_up_after=50,
         ),
     )
 

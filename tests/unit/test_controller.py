@@ -19,6 +19,7 @@ from raymlops.loop.controller import (
 )
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
 from raymlops.monitor.report import DriftReport
+from raymlops.monitor.triage import Diagnosis
 from raymlops.retrain import RetrainPolicy
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import Canary
@@ -96,6 +97,46 @@ def test_a_paused_rollout_waits() -> None:
     assert controller.step(paused, CANARY, POLICY, Observation(now=100.0, comparison=WELL))[0] == paused
     resumed, _ = controller.pause(paused, False)
     assert controller.step(resumed, CANARY, POLICY, Observation(now=100.0, comparison=WELL))[0] != resumed
+
+
+def test_a_burning_error_budget_holds_a_rollout_where_it_is_but_not_its_rollback() -> None:
+    state = rolling()
+    held, actions = controller.step(
+        state, CANARY, POLICY, Observation(now=100.0, comparison=WELL, burning="15 times too fast over 1 h")
+    )
+    assert (held, actions) == (state, ())
+    moved, _ = controller.step(held, CANARY, POLICY, Observation(now=101.0, comparison=WELL))
+    assert isinstance(moved.phase, RollingOut)
+    assert moved.phase.rollout.weight == 0.5
+    back, _ = controller.step(
+        moved, CANARY, POLICY, Observation(now=102.0, comparison=BROKEN, burning="15 times too fast over 1 h")
+    )
+    assert isinstance(back.phase, Monitoring)
+    assert back.champion == 1
+
+
+def test_what_holds_a_wanted_retraining_back_is_told_once_until_it_changes() -> None:
+    harm = DriftReport(
+        window=1,
+        version=1,
+        rows=1,
+        from_at=0,
+        to_at=0,
+        severity=4,
+        may_retrain=True,
+        reference_loss=0.1,
+        loss_limit=0.1,
+    )
+    broken = Diagnosis(kind="broken_data", note="values went missing: price (+40% of the rows)")
+    state, told = serving(), []
+    for now, diagnosis, burning in ((10.0, broken, ""), (11.0, broken, ""), (12.0, None, "14 x"), (13.0, None, "15 x")):
+        seen = Observation(now=now, report=harm, labelled=1000, diagnosis=diagnosis, burning=burning)
+        state, actions = controller.step(state, CANARY, POLICY, seen)
+        told += [action.body["reason"] for action in actions if isinstance(action, Record)]
+    assert told == ["broken data: values went missing: price (+40% of the rows)", "the error budget is burning: 14 x"]
+    state, actions = controller.step(state, CANARY, POLICY, Observation(now=14.0, report=harm, labelled=1000))
+    assert state.retraining is not None
+    assert EndpointState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
 def test_one_retraining_at_a_time() -> None:

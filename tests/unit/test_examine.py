@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from raymlops.errors import DataError
+from raymlops.monitor.attribution import suspects
 from raymlops.monitor.examine import Examination, examine
 from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import Reference
@@ -60,6 +61,8 @@ def test_after_a_change_of_the_concept_a_refit_gains_and_the_rise_is_the_concept
     assert found.probe.rows == 300
     assert found.parts is not None
     assert found.parts.concept > 0.8 * found.parts.rise > 0.1
+    assert [item.column for item in found.suspects] == ["a"]
+    assert found.suspects[0].share > 0.3
     assert Examination.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
@@ -89,3 +92,25 @@ def test_too_few_rows_are_refused_with_both_numbers() -> None:
 )
 def test_few_rows_are_held_back_but_enough(labelled: int, since_change: int | None, rows_: int) -> None:
     assert compared_rows(labelled, since_change) == rows_
+
+
+def test_a_model_that_is_right_has_no_suspects_at_the_stated_rate() -> None:
+    told = 0
+    for seed in range(60):
+        x, y = rows(800, 100 + seed)
+        odds = 2 * x[:, 0] + x[:, 1]
+        told += bool(suspects(x, y, 1 / (1 + np.exp(-odds)), ("a", "b", "c"), alpha=0.01))
+    assert told <= 3
+
+
+def test_suspects_may_be_categories_missing_values_or_errors_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    codes, noise = rng.integers(0, 4, 1000).astype(float), rng.normal(size=1000)
+    gone = np.where(rng.random(1000) < 0.3, np.nan, noise)
+    x = np.column_stack((codes, gone, rng.normal(size=1000)))
+    wrong = (codes == 2) * 1.0 + np.isnan(gone) * 0.5 + 0.1 * rng.normal(size=1000)
+    assert [item.column for item in suspects(x, wrong, np.zeros(1000), ("kind", "gone", "idle"))] == ["kind", "gone"]
+    truth = (codes == 2).astype(float)
+    scores = np.column_stack((np.ones(1000), np.zeros(1000)))
+    assert [item.column for item in suspects(x, truth, scores, ("kind", "gone", "idle"))] == ["kind"]
+    assert suspects(x, np.ones(1000), np.ones(1000), ("kind", "gone", "idle")) == ()

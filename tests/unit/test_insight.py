@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from raymlops.data.schema import learn_contract
-from raymlops.monitor.attribution import LossParts
+from raymlops.monitor.attribution import LossParts, Suspect
 from raymlops.monitor.evidence import Evidence
+from raymlops.monitor.examine import Examination
 from raymlops.monitor.insight import Insight
 from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.report import DriftReport
 from raymlops.registry.package import Reference
+from raymlops.search.probe import Probe
 from raymlops.testing.packages import table
 
 FRAME = table(2000)
@@ -38,6 +40,9 @@ WINDOW = DriftReport(
 HARM = replace(
     WINDOW, kind="outcomes", rows=0, severity=4, harm=True, may_retrain=True, evidence=(), columns=(), loss=0.3
 )
+
+
+PROBE = Probe(gain=0.1, standard_error=0.01, gains=True, rows=100, note="", loss=0.1)
 
 
 def score(x: Any) -> Any:
@@ -83,13 +88,23 @@ def test_a_probes_parts_name_the_kind_until_the_harm_is_over() -> None:
     insight = following()
     parts = LossParts(rise=0.2, covariate=0.15, prior=0.0, concept=0.05, effective=300.0)
     report = insight.look(replace(HARM, evidence=(MOVED,), columns=("a",)))
-    insight.examined(parts, report)
+    insight.examined(Examination(probe=PROBE, parts=parts), report)
     assert insight.diagnosis is not None
     assert (insight.diagnosis.kind, insight.diagnosis.covariate) == ("covariate_shift", 0.15)
     insight.look(replace(WINDOW, window=4, evidence=(), columns=(), severity=0))
     assert (insight.diagnosis.kind, insight.diagnosis.covariate) == ("none", None)
     insight.look(HARM)
     assert insight.diagnosis.covariate is None
+
+
+def test_of_a_changed_concept_the_columns_it_changed_along_are_guilty_although_none_moved() -> None:
+    insight = following()
+    parts = LossParts(rise=0.2, covariate=0.0, prior=0.0, concept=0.2, effective=300.0)
+    found = Examination(probe=PROBE, parts=parts, suspects=(Suspect(column="b", share=0.3),))
+    insight.examined(found, insight.look(replace(HARM, evidence=(MOVED,), columns=("a",))))
+    assert insight.diagnosis is not None
+    assert [(item.column, item.what) for item in insight.diagnosis.guilty] == [("b", "concept"), ("a", "ks")]
+    assert insight.diagnosis.note.endswith("the champion is wrong along b")
 
 
 def test_windows_are_kept_small_and_survive_a_crash() -> None:

@@ -416,3 +416,24 @@ def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
     last = steward.status()["monitor"]["last"]
     assert last["to_at"] >= 30.0
     assert last["rows"] > last["sampled_rows"]
+
+
+def test_after_a_promotion_the_new_versions_own_reference_takes_over(world: World) -> None:
+    register_small(world.settings, NAME, 3, rounds=1)
+    steward = world.steward(Canary(weights=(1.0,), hold_s=1, min_requests=60))
+    steward.candidate(1, "e1")
+    world.label(1, 0.9, None, 1, 300)
+    steward.tick()
+    before = steward._watch._watcher
+    assert before is not None
+    assert steward.status()["monitor"]["labelled"] == 300
+    steward.candidate(3, "e3")
+    steward.tick()
+    steward.observe(told(v1=VariantStats(requests=300), v3=VariantStats(requests=300)))
+    world.clock.advance(5)
+    steward.tick()
+    after = steward._watch._watcher
+    assert after is not None
+    assert (steward.status()["champion"], after.version, steward._watch.labelled) == (3, 3, 0)
+    assert after.baseline.mean > before.baseline.mean  # one round of boosting promises less
+    assert after.losses.rows == 0

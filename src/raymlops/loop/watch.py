@@ -124,7 +124,7 @@ class Watch:
 
     def examined(self, found: Examination) -> None:
         """A probe of this champion has ended: what stands is diagnosed with what it found."""
-        self.insight.examined(found.parts, self.standing)
+        self.insight.examined(found, self.standing)
         if self.standing is not None and self._reports:
             self._reports[-1] = self.describe(self.standing)
         self._dirty = True

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import chdtrc
 
 from raymlops.errors import DataError
 from raymlops.monitor.estimate import density_ratio
@@ -22,7 +23,7 @@ from raymlops.monitor.quality import row_losses
 _LARGEST_WEIGHT = 20.0
 _LEAST_ROWS = 100
 _EXPLAINED = 0.5
-_CELLS = 10
+_CELLS, _FEW = 10, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,66 @@ def _prior_part(y: NDArray[np.float64], scores: NDArray[np.floating[Any]], refer
     rate = float(np.clip(y.mean(), 1e-3, 1 - 1e-3))
     odds = p / (1 - p) * (rate / (1 - rate)) * ((1 - reference_rate) / reference_rate)
     return float(((p - y) ** 2).mean() - ((odds / (1 + odds) - y) ** 2).mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A column along which the champion is now wrong.
+
+    ``share`` of the variance of its errors that the column's value explains, less what chance gives (eta squared, Pearson
+    1905, with the expectation of independent values taken off).
+    """
+
+    column: str
+    share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def suspects(
+    x: NDArray[np.floating[Any]],
+    y: NDArray[np.floating[Any]],
+    scores: NDArray[np.floating[Any]],
+    columns: Sequence[str],
+    *,
+    alpha: float = 1e-3,
+) -> tuple[Suspect, ...]:
+    """Which columns' meaning for the label changed, the plainest first: where the columns alone need not have moved.
+
+    Errors of a model that is right are, at any value of any column, zero on average but for a common shift. Columns are
+    tested in deciles, or by value where there are few, at ``alpha`` over all of them; rows are taken as independent.
+
+    Parameters
+    ----------
+    x, y, scores : ``(n, d)`` rows, ``(n,)`` encoded labels, and scores as ``row_losses`` takes them
+    """
+    truth, said = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    errors = truth - said if said.ndim == 1 else (said.argmax(axis=1) != truth).astype(np.float64)
+    known = np.isfinite(errors)
+    errors = errors[known] - errors[known].mean()
+    whole = float(errors @ errors)
+    if whole <= 0.0:
+        return ()
+    found = []
+    for i, name in enumerate(columns):
+        cells = _cells(np.asarray(x)[known, i])
+        count = np.bincount(cells)
+        sums, degrees = np.bincount(cells, weights=errors), int((count > 0).sum()) - 1
+        if degrees < 1:
+            continue
+        explained = float((sums[count > 0] ** 2 / count[count > 0]).sum()) / whole
+        if chdtrc(degrees, len(errors) * explained) <= alpha / len(columns):
+            found.append(Suspect(column=name, share=explained - degrees / (len(errors) - 1)))
+    return tuple(sorted(found, key=lambda item: (-item.share, item.column)))
+
+
+def _cells(values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """Decile, or value where there are at most twenty, of each row ``(n,)``; what is not finite has a cell of its own."""
+    finite = values[np.isfinite(values)]
+    few = np.unique(finite)
+    edges = few if len(few) <= _FEW else np.unique(np.quantile(finite, np.linspace(0, 1, _CELLS + 1)[1:-1]))
+    return np.where(np.isfinite(values), np.searchsorted(edges, values, side="right"), len(edges) + 1)
 
 
 def score_importance(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.errors import DataError
-from raymlops.monitor.attribution import LossParts, loss_parts
+from raymlops.monitor.attribution import LossParts, Suspect, loss_parts, suspects
 from raymlops.monitor.estimate import labels_of
 from raymlops.monitor.quality import row_losses
 from raymlops.search.probe import Probe, compared_rows, probe
@@ -34,18 +34,24 @@ _SHARE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """A probe, and the rise of the champion's loss by its parts where there was a rise to split."""
+    """A probe, and where a rise was to be explained, its parts and the columns along which the champion is wrong."""
 
     probe: Probe
     parts: LossParts | None = None
+    suspects: tuple[Suspect, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"probe": self.probe.to_dict(), "parts": None if self.parts is None else self.parts.to_dict()}
+        parts = None if self.parts is None else self.parts.to_dict()
+        return {"probe": self.probe.to_dict(), "parts": parts, "suspects": [item.to_dict() for item in self.suspects]}
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Examination:
         parts = body.get("parts")
-        return cls(probe=Probe.from_dict(body["probe"]), parts=None if parts is None else LossParts(**parts))
+        return cls(
+            probe=Probe.from_dict(body["probe"]),
+            parts=None if parts is None else LossParts(**parts),
+            suspects=tuple(Suspect(**item) for item in body.get("suspects", ())),
+        )
 
 
 def examine(
@@ -88,4 +94,4 @@ def examine(
         rate = float(np.nanmean(labels_of(reference.scores, reference.losses)))
     scores = champion(x[-window:])
     parts = loss_parts(reference.x, reference.losses, x[-window:], y[-window:], scores, task=task, reference_rate=rate)
-    return Examination(probe=found, parts=parts)
+    return Examination(probe=found, parts=parts, suspects=suspects(x[-window:], y[-window:], scores, reference.columns))

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlops.clock import seconds
-from raymlops.monitor.attribution import LossParts, Mix, mix_of, score_importance
+from raymlops.monitor.attribution import LossParts, Mix, Suspect, mix_of, score_importance
+from raymlops.monitor.examine import Examination
 from raymlops.monitor.forecast import Forecast, forecast
 from raymlops.monitor.ledger import LossLedger
 from raymlops.monitor.slo import ErrorBudget
@@ -57,6 +58,7 @@ class Insight:
         self._x = np.zeros((0, 0), dtype=np.float32)
         self._stats = VariantStats()
         self._parts: LossParts | None = None
+        self._suspects: tuple[Suspect, ...] = ()
         self._window: DriftReport | None = None
 
     def follow(
@@ -78,7 +80,7 @@ class Insight:
             del self._promised[old]
         self._version, self._reference, self.diagnosis = version, reference, None
         self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
-        self._parts = self._window = None
+        self._parts, self._suspects, self._window = None, (), None
 
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
@@ -99,7 +101,7 @@ class Insight:
         elif self._window is not None and self._window.version == report.version:
             report = replace(report, evidence=self._window.evidence, columns=self._window.columns)
         if not report.harm:
-            self._parts = None  # of a rise that is over
+            self._parts, self._suspects = None, ()  # of a rise that is over
         self.diagnosis = self._triage(report)
         if report.kind == "window":
             self._stats = VariantStats()
@@ -108,9 +110,9 @@ class Insight:
         self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
         return report
 
-    def examined(self, parts: LossParts | None, report: DriftReport | None) -> None:
+    def examined(self, found: Examination, report: DriftReport | None) -> None:
         """A probe has split the rise of the champion's loss: the newest report is diagnosed with that."""
-        self._parts = parts
+        self._parts, self._suspects = found.parts, found.suspects
         if report is not None:
             self.diagnosis = self._triage(report)
 
@@ -121,6 +123,7 @@ class Insight:
             missing_before=self._missing,
             categories=self._known_by_name,
             parts=self._parts,
+            suspects=self._suspects,
             mix=self._mix(report),
             stats=self._stats,
             newest=self._newest(),

@@ -7,14 +7,14 @@ split into what the inputs explain and what they do not (see ``attribution.py``)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from raymlops.monitor.attribution import LossParts, Mix
+    from raymlops.monitor.attribution import LossParts, Mix, Suspect
     from raymlops.monitor.report import DriftReport
     from raymlops.serving.analysis import VariantStats
 
@@ -28,6 +28,8 @@ FAULT_RATE = 0.05
 """Share of requests without a usable answer that is surely exceeded in a serving fault."""
 _Z = 3.0
 _BROKEN = ("missing", "infinite")
+CONCEPT = "concept"
+"""Stands where a test's name would, in the guilt of a column whose meaning for the label changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,8 @@ class Guilt:
     distance : of its change over the noise floor, 0 to 1 (see ``Evidence``)
     importance : of the column to the model, 1 for the mean column
     weight : distance times importance; columns are ranked by it
-    what : the test that spoke
+    what : the test that spoke; ``concept`` for a column along which the champion is wrong, whose distance is then the share
+        of its errors' variance that the column explains
     """
 
     column: str
@@ -79,6 +82,7 @@ def triage(
     missing_before: Mapping[str, float] | None = None,
     categories: Collection[str] = (),
     parts: LossParts | None = None,
+    suspects: Sequence[Suspect] = (),
     mix: Mix | None = None,
     stats: VariantStats | None = None,
     newest: Mapping[str, tuple[int, int]] | None = None,
@@ -94,6 +98,8 @@ def triage(
     categories : columns in which a value that the model does not know counts as missing: new values are drift, and a
         model must learn them, so these columns are never a veto
     parts : the rise of the loss, split; without labels ``None``
+    suspects : columns along which the champion is wrong; of a changed concept they are the guilty ones, before those that
+        merely moved
     mix : whether one category column's shares explain the other columns' changes
     stats : what the version answered lately
     newest : missing values and rows among the newest rows, by column. They speak where the report has no evidence on rows:
@@ -115,7 +121,7 @@ def triage(
         concept=None if parts is None else parts.concept,
     )
     if report.harm and parts is not None and parts.rise > 0:
-        return _of_loss(split, parts, mix)
+        return _of_concept(_of_loss(split, parts, mix), suspects)
     if not report.columns:
         return replace(split, kind="concept_shift", note="the loss rose and no column moved") if report.harm else split
     if mix is not None and mix.explains:
@@ -185,6 +191,18 @@ def _fault(stats: VariantStats | None) -> str:
     if stats is None or _at_least(stats.errors, stats.requests) <= FAULT_RATE:
         return ""
     return f"{stats.errors} of {stats.requests} requests had no usable answer ({stats.nonfinite} not finite)"
+
+
+def _of_concept(found: Diagnosis, suspects: Sequence[Suspect]) -> Diagnosis:
+    if found.kind != "concept_shift" or not suspects:
+        return found
+    along = tuple(
+        Guilt(column=item.column, distance=item.share, importance=1.0, weight=item.share, what=CONCEPT)
+        for item in suspects
+    )
+    named = {item.column for item in along}
+    note = f"{found.note}; the champion is wrong along {', '.join(item.column for item in along[:5])}"
+    return replace(found, note=note, guilty=(*along, *(item for item in found.guilty if item.column not in named)))
 
 
 def _of_loss(split: Diagnosis, parts: LossParts, mix: Mix | None) -> Diagnosis:

@@ -10,6 +10,7 @@ from typing import Any
 from raymlops.events import Event
 from raymlops.monitor.forecast import span
 from raymlops.monitor.pace import Pace
+from raymlops.monitor.triage import CONCEPT
 from raymlops.report.timeline import SEVERITIES, timeline, when
 from raymlops.store import LabelConflictRow
 
@@ -239,7 +240,14 @@ def _cost(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     whole = sum(max(value, 0.0) for _, value in parts) or 1.0
     listed = ", ".join(f"{label} {value:+.4f}" for label, value in parts)
     bar = _bar([(label, max(value, 0.0) / whole) for label, value in parts], "bar wide")
-    return f"{title}{text}<p>By part: {listed}.</p>{bar}"
+    along = [f"{item['column']} ({item['distance']:.0%})" for item in diagnosis["guilty"] if item["what"] == CONCEPT]
+    told = (
+        f"<p>The champion is wrong along {escape(', '.join(along[:8]))}: the share of its errors' variance that each explains."
+        "</p>"
+        if along
+        else ""
+    )
+    return f"{title}{text}<p>By part: {listed}.</p>{bar}{told}"
 
 
 def _decided(events: Sequence[Event]) -> str:
