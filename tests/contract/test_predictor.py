@@ -16,7 +16,7 @@ import pytest
 from raymlops.data.schema import learn_contract
 from raymlops.errors import ContractViolation, DigestMismatch
 from raymlops.registry.package import Reference, build_package
-from raymlops.registry.runtime import load_native
+from raymlops.registry.runtime import load_estimator
 from raymlops.search import candidates
 from raymlops.search.calibration import Calibration
 from raymlops.search.decision import Decision
@@ -71,7 +71,7 @@ def test_calibration_and_threshold_travel_with_the_package_and_apply_to_every_ru
         calibration=Calibration(kind="platt", params={"a": (0.5,), "c": (-0.25,)}),
         threshold=Threshold(value=0.3, rule="fixed"),
     )
-    native = load_native(tmp_path / "package", plain.manifest.form, "binary", 2).estimator
+    native = load_estimator(tmp_path / "package", plain.manifest.form, "binary", 2)
     build_package(tmp_path / "decided", native, plain.contract, None, plain.reference, {}, decision=decision)
     predictor = Predictor.load(tmp_path / "decided")
     assert predictor.decision == decision

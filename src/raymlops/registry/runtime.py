@@ -51,15 +51,15 @@ class NativeRuntime:
     """The library that trained the model."""
 
     def __init__(self, estimator: Estimator) -> None:
-        self.estimator = estimator
+        self._estimator = estimator
         # XGBoost was told its threads; OpenMP inside scikit-learn is held only while it predicts.
         self._pools = None if isinstance(estimator, XGBoostEstimator) else ThreadpoolController()
 
     def predict(self, x: Floats) -> Floats:
         if self._pools is None:
-            return self.estimator.predict(x)
+            return self._estimator.predict(x)
         with self._pools.limit(limits=1):
-            return self.estimator.predict(x)
+            return self._estimator.predict(x)
 
 
 def load_native(folder: Path, form: str, task: Task, n_classes: int) -> NativeRuntime:
@@ -67,6 +67,14 @@ def load_native(folder: Path, form: str, task: Task, n_classes: int) -> NativeRu
     if form == "xgboost":
         return NativeRuntime(XGBoostEstimator.load(folder / "model.json", task, n_classes))
     return NativeRuntime(pickle.loads((folder / "model.pkl").read_bytes()))
+
+
+def load_estimator(folder: Path, form: str, task: Task, n_classes: int) -> Estimator:
+    """The model itself, for what needs more than its predictions; of a verified package, as :func:`load_native`."""
+    if form == "xgboost":
+        return XGBoostEstimator.load(folder / "model.json", task, n_classes)
+    estimator: Estimator = pickle.loads((folder / "model.pkl").read_bytes())
+    return estimator
 
 
 def to_onnx(estimator: Estimator, n_features: int) -> bytes:

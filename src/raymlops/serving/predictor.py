@@ -21,7 +21,7 @@ from raymlops.errors import ContractViolation, DataError
 from raymlops.explain.explainers import explainer_for
 from raymlops.explain.explanation import Explainer
 from raymlops.registry.package import BATCH_SIZES, DECISION, Manifest, Reference, verify
-from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native
+from raymlops.registry.runtime import OnnxRuntime, Runtime, load_estimator, load_native
 from raymlops.search.decision import Decision
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -118,8 +118,9 @@ class Predictor:
         with self._explaining:
             if self._explainer is None:
                 verify(self._folder, self.manifest.digest or None)
-                native = load_native(self._folder, self.manifest.form, self.contract.task, len(self.contract.classes))
-                self._explainer = explainer_for(native.estimator, self.contract, self.reference.x)
+                task, n_classes = self.contract.task, len(self.contract.classes)
+                estimator = load_estimator(self._folder, self.manifest.form, task, n_classes)
+                self._explainer = explainer_for(estimator, self.contract, self.reference.x)
             return self._explainer
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
