@@ -22,7 +22,7 @@ from raymlops.search.calibration import Calibration
 from raymlops.search.decision import Decision
 from raymlops.search.threshold import Threshold
 from raymlops.serving.bulk import answer_columns
-from raymlops.serving.predictor import Predictor, measure_latency
+from raymlops.serving.predictor import Predictor, measure_latency, undisturbed_p99
 
 Make = Callable[..., Predictor]
 
@@ -161,6 +161,17 @@ def test_rows_that_the_features_cannot_work_on_are_the_clients_fault(make: Make)
     predictor = make(lambda a: np.where(a > 0, 1, 0), "binary", features=_ratio)
     with pytest.raises(ContractViolation, match=r"The features function .* The rows do not fit this endpoint"):
         predictor.predict_rows([{"c": "x"}])
+
+
+def test_a_busy_machine_is_not_taken_for_a_slow_model_but_a_model_that_waits_is_slow() -> None:
+    busy = np.full(100, 0.001)
+    stalled = np.full(100, 0.0011)
+    stalled[::10] = 0.2
+    assert undisturbed_p99(stalled, busy) == pytest.approx(0.0011)
+    assert undisturbed_p99(np.full(100, 0.05), busy) == pytest.approx(0.05)
+    uneven = np.full(100, 0.001)
+    uneven[:5] = 0.03
+    assert undisturbed_p99(uneven, uneven) == pytest.approx(0.03)
 
 
 def test_latency_takes_a_request_row_or_an_encoded_one(make: Make) -> None:

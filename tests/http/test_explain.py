@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raymlops.errors import Overloaded, TooLarge, UnknownPath
+from raymlops.errors import NotReady, Overloaded, TooLarge, UnknownPath
 from raymlops.explain.explanation import Explanation
 from raymlops.lake import Lake
 from raymlops.registry.package import download
@@ -159,6 +159,8 @@ def test_only_so_many_wait_and_a_caller_that_left_still_holds_its_place() -> Non
         assert answers[0]["rows"][0]["standard_errors"] == {"a": 0.5, "b": 0.5, "c": 0.5}
         assert (await desk.explain(model, 1, [ROW]))["version"] == 1
         desk.close()
+        with pytest.raises(NotReady, match="This gateway of churn is shutting down"):
+            await desk.explain(model, 1, [ROW])
 
     asyncio.run(run())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raymlops.compare.paired import Comparison, compare, row_loss
+from raymlops.compare.paired import Comparison, best_constant, compare, row_loss
 from raymlops.compare.relevance import Relevance, relevance
 from raymlops.compare.slices import Slice, asked_masks, check_slices, found_masks, judge_slices
 from raymlops.data.schema import learn_contract
@@ -99,6 +99,21 @@ def test_losses_of_rows() -> None:
     np.testing.assert_allclose(row_loss(AUC, np.array([1, 0]), np.array([0.75, 0.5])), [0.0625, 0.25])
     np.testing.assert_allclose(row_loss(AUC, np.array([1, 0]), np.array([[0.2, 0.8], [0.9, 0.1]])), [0.2, 0.1])
     np.testing.assert_allclose(row_loss(Objective.of("mae", "regression"), np.array([1]), np.array([3])), [2])
+
+
+def test_the_best_constant_is_no_worse_than_the_baseline_of_the_metric() -> None:
+    y = np.random.default_rng(0).integers(0, 2, 200).astype(float)
+    for metric in ("roc_auc", "log_loss", "f1", "brier", "accuracy"):
+        objective = Objective.of(metric, "binary")
+        found = objective.score(y, best_constant(objective, "binary", y, y))
+        assert not objective.better(objective.baseline(y, y), found)
+    values = np.random.default_rng(0).normal(size=200)
+    for metric in ("rmse", "mae", "r2"):
+        objective = Objective.of(metric, "regression")
+        found = objective.score(values, best_constant(objective, "regression", values, values))
+        assert objective.gain(found, objective.baseline(values, values)) > -1e-9
+    three = np.arange(30) % 3
+    assert best_constant(Objective.of("log_loss", "multiclass"), "multiclass", three, three).shape == (30, 3)
 
 
 # --- slices ------------------------------------------------------------------------------------------

@@ -118,3 +118,24 @@ def _draws(task: Task, y: Floats, difference: Floats, ordered: bool, seed: int) 
     block = block_rows(difference) if ordered else 1
     words = "single rows" if block == 1 else f"moving blocks of {block} rows"
     return moving_blocks(len(y), block, REPLICATES, seed), words
+
+
+def best_constant(objective: Objective, task: Task, y_train: NDArray[Any], y: NDArray[Any]) -> Floats:
+    """The best constant prediction for the rows ``y``, of a few that the train rows give, whatever the metric.
+
+    Base rates, and for two classes always the positive one; for values the mean and the twentieths of their distribution.
+    """
+    n = len(y)
+    if task == "regression":
+        values = [float(np.mean(y_train)), *np.quantile(y_train, np.linspace(0.05, 0.95, 19)).tolist()]
+        constants = [np.full(n, value) for value in values]
+    else:
+        k = max(2, int(max(np.max(y_train), np.max(y, initial=0))) + 1)
+        # One more row of each class: one that training never saw is improbable, not impossible.
+        rates = (np.bincount(np.asarray(y_train).astype(int), minlength=k) + 1) / (len(y_train) + k)
+        constants = [np.tile(rates, (n, 1))] if k > 2 else [np.full(n, rates[1]), np.ones(n)]
+    best = constants[0]
+    for other in constants[1:]:
+        if objective.better(objective.score(y, other), objective.score(y, best)):
+            best = other
+    return best

@@ -159,7 +159,11 @@ def judge_slices(
             if champion is not None and rises is not None:
                 part = _risen(replace(part, champion=_score(objective, y, champion, mask)), rises[mask], ordered)
             found.append(part)
-    return tuple(sorted(_holm(found), key=lambda item: (item.p_value if item.p_value is not None else 2.0, item.name)))
+    return tuple(sorted(_holm(found), key=_worst_first))
+
+
+def _worst_first(part: Slice) -> tuple[float, float, str]:
+    return (2.0 if part.p_value is None else part.p_value, -(part.rise or 0.0), part.name)
 
 
 def _score(objective: Objective, y: NDArray[Any], p: NDArray[Any], mask: Mask) -> float | None:

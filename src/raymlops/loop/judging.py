@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raymlops.compare.paired import compare
+from raymlops.compare.paired import best_constant, compare
 from raymlops.compare.relevance import relevance
 from raymlops.compare.slices import asked_masks, found_masks, judge_slices
 from raymlops.data.schema import Column, DataContract
@@ -78,14 +78,14 @@ def measure(
     champion = None if rival is None else rival.prediction
     columns = relevance(objective, said, arrays.x_test, y, contract.names, ordered=ordered, seed=result.problem.seed)
     masks = found_masks(contract, arrays.x_test, [item.column for item in columns])
-    constant = objective.constant(arrays.y_train, y)
+    constant = best_constant(objective, contract.task, arrays.y_train, y)
     return GateEvidence(
         objective=objective,
         train_score=result.trial.train_score,
         validation_score=result.trial.score,
         train_baseline=objective.baseline(arrays.y_train, arrays.y_train),
         test_score=objective.score(y, candidate),
-        baseline_score=objective.score(y, constant),
+        baseline_score=objective.baseline(arrays.y_train, y),
         champion_score=None if champion is None else objective.score(y, champion),
         champion_saw_rows=rival is not None and rival.saw,
         against_champion=None

@@ -241,7 +241,7 @@ class MlflowRegistry:
         if len(groups) > 1:
             numbers[f"{metric}_se"] = statistics.stdev(groups) / len(groups) ** 0.5
         curve = [
-            Metric(f"{metric}_by_share", score, at, round(100 * share))
+            Metric(f"curve_{metric}", score, at, round(100 * share))
             for share, score in getattr(trial, "curve", ())
             if score == score
         ]

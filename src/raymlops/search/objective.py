@@ -205,18 +205,14 @@ class Objective:
         Base rates for a classification metric (for F1: always the positive class, or base rates for more than two), the
         mean for rmse and r2, the median for mae.
         """
-        return self.score(y_test, self.constant(y_train, y_test))
-
-    def constant(self, y_train: Array, y_test: Array) -> Array:
-        """That constant prediction itself, a row for each of ``y_test``."""
         n = len(y_test)
         if self.metric in ("rmse", "r2"):
-            return np.full(n, float(np.mean(y_train)))
+            return self.score(y_test, np.full(n, float(np.mean(y_train))))
         if self.metric == "mae":
-            return np.full(n, float(np.median(y_train)))
+            return self.score(y_test, np.full(n, float(np.median(y_train))))
         n_classes = max(2, int(max(np.max(y_train), np.max(y_test, initial=0.0))) + 1)
         # One more row of each class: a class that training never saw is improbable, not impossible.
         rates = (np.bincount(np.asarray(y_train).astype(int), minlength=n_classes) + 1) / (len(y_train) + n_classes)
         if n_classes > 2:
-            return np.tile(rates, (n, 1))
-        return np.full(n, 1.0 if self.metric == "f1" else rates[1])
+            return self.score(y_test, np.tile(rates, (n, 1)))
+        return self.score(y_test, np.full(n, 1.0 if self.metric == "f1" else rates[1]))

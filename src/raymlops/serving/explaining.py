@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.data.schema import DataContract
-from raymlops.errors import DataError, ModelFault, Overloaded, TooLarge, UnknownPath
+from raymlops.errors import DataError, ModelFault, NotReady, Overloaded, TooLarge, UnknownPath
 from raymlops.explain.explanation import Explainer, Explanation
 from raymlops.serving.protocol import Row
 
@@ -42,6 +42,7 @@ class ExplainDesk:
         self._endpoint = endpoint
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"explain-{endpoint}")
         self._waiting = 0
+        self._closed = False
 
     async def explain(self, model: object, version: int, rows: Sequence[Row]) -> dict[str, Any]:
         """The body of an answer.
@@ -51,11 +52,14 @@ class ExplainDesk:
         ContractViolation : rows that break the contract
         TooLarge : more rows than the model's way of explaining takes at once
         Overloaded : eight requests are waiting already
+        NotReady : the gateway is shutting down
         ModelFault : the model failed, or said what is not finite
         UnknownPath : this version cannot be explained
         """
         if not isinstance(model, Explainable):
             raise UnknownPath(f"Version {version} of {self._endpoint} cannot be explained.")
+        if self._closed:
+            raise NotReady(f"This gateway of {self._endpoint} is shutting down. Another one explains.")
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._endpoint} has {MAX_WAITING} explanations to work out already. Try again later.")
         self._waiting += 1
@@ -71,6 +75,7 @@ class ExplainDesk:
 
     def close(self) -> None:
         """Start nothing new."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
