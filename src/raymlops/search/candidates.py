@@ -66,14 +66,15 @@ class Family:
 
         if self.kind == "xgboost":
             rest = {key: value for key, value in params.items() if key not in ("rounds", "stopping")}
-            made = estimators.XGBoostEstimator(rest, task, n_classes, int(params.get("rounds", _MAX_ROUNDS)), seed)
+            made = estimators.XGBoostEstimator(rest, task, n_classes, int(params.get("rounds", _ROUNDS)), seed)
+            made.most = int(params.get("rounds", _MAX_ROUNDS))
             made.stopping = bool(params.get("stopping", True))
             return made
         build: Callable[..., Estimator] = getattr(estimators, self.kind)
         return build(params, task, n_classes, categorical, seed)
 
 
-_MAX_ROUNDS = 300
+_ROUNDS, _MAX_ROUNDS = 300, 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +112,15 @@ def settled(family: Candidate, params: Mapping[str, Any]) -> Settled:
 
 
 def xgboost(space: Space | None = None, *, name: str = "xgboost") -> Family:
-    """XGBoost; rounds by early stopping, at most 300 (or ``rounds`` from ``space``)."""
+    """XGBoost; rounds by early stopping, at most 2,000 (or ``rounds`` from ``space``)."""
     start = {
         "learning_rate": 0.1,
-        "max_depth": 6,
-        "min_child_weight": 1.0,
+        "max_leaves": 32,
+        "min_child_weight": 3.0,
         "subsample": 0.9,
-        "colsample_bytree": 0.9,
+        "colsample_bytree": 0.7,
         "lambda": 1.0,
+        "alpha": 1e-3,
     }
     return _family(name, "xgboost", space, _xgboost_space, start)
 
@@ -164,12 +166,13 @@ def _family(name: str, kind: str, space: Space | None, default: Space, start: Ma
 
 def _xgboost_space(trial: optuna.Trial) -> dict[str, Any]:
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 0.05, 0.3, log=True),
-        "max_depth": trial.suggest_int("max_depth", 2, 8),
-        "min_child_weight": trial.suggest_float("min_child_weight", 0.5, 50.0, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 0.015, 0.3, log=True),
+        "max_leaves": trial.suggest_int("max_leaves", 4, 256, log=True),
+        "min_child_weight": trial.suggest_float("min_child_weight", 0.1, 100.0, log=True),
         "subsample": trial.suggest_float("subsample", 0.5, 1.0),
-        "colsample_bytree": trial.suggest_float("colsample_bytree", 0.4, 1.0),
-        "lambda": trial.suggest_float("lambda", 0.1, 30.0, log=True),
+        "colsample_bytree": trial.suggest_float("colsample_bytree", 0.3, 1.0),
+        "lambda": trial.suggest_float("lambda", 0.01, 100.0, log=True),
+        "alpha": trial.suggest_float("alpha", 1e-4, 10.0, log=True),
     }
 
 

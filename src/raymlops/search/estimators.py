@@ -5,7 +5,8 @@ Only numpy, scikit-learn and XGBoost: a package that holds one of these loads wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 
 _PATIENCE = 20
+_WATCHED_ROWS = 50_000
 _OBJECTIVE: dict[Task, str] = {
     "binary": "binary:logistic",
     "multiclass": "multi:softprob",
@@ -47,22 +49,33 @@ _WATCHED = {"roc_auc": "auc", "average_precision": "aucpr", "mae": "mae"}
 
 
 class XGBoostEstimator:
-    """Gradient-boosted trees (Chen & Guestrin 2016), histogram method, one thread.
+    """Gradient-boosted trees (Chen & Guestrin 2016), histogram method, on quantile bins.
 
-    With validation rows the number of rounds is found by early stopping, unless ``stopping`` was set to false. Category codes are split on as numbers: that
-    keeps the model convertible to ONNX.
+    With validation rows the number of rounds is found by early stopping, unless ``stopping`` was set to false. Category
+    codes are split on as numbers: that keeps the model convertible to ONNX. With ``max_leaves`` among the parameters trees grow
+    leaf by leaf, the best split first.
+
+    Attributes
+    ----------
+    most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
+    threads : for the fit; prediction takes one
+    until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    once : keeps binned matrices from fit to fit on the same rows, see :meth:`raymlops.search.rows.Rows.once`
     """
 
     def __init__(self, params: Mapping[str, Any], task: Task, n_classes: int, rounds: int, seed: int) -> None:
         self.task = task
         self.n_classes = n_classes
-        self.rounds = rounds
+        self.rounds = self.most = rounds
         self.stopping = True
+        self.threads = 1
+        self.until_s: float | None = None
+        self.once: Callable[[Any, Callable[[], Any]], Any] = lambda _key, make: make()
         self.learned: dict[str, Any] = {}
         self._params = {
+            **({"grow_policy": "lossguide", "max_depth": 0} if "max_leaves" in params else {}),
             **params,
             "objective": _OBJECTIVE[task],
-            "nthread": 1,
             "tree_method": "hist",
             "seed": seed,
             "verbosity": 0,
@@ -77,23 +90,35 @@ class XGBoostEstimator:
             self._params["eval_metric"] = _WATCHED[metric]
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
-        train = xgb.DMatrix(x, label=y, nthread=1)
+        bins = int(self._params.get("max_bin", 256))
+        params = {**self._params, "nthread": self.threads}
+        train = self.once(("train", bins), lambda: self._matrix(x, y, bins))
+        ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
-            self.booster = xgb.train(self._params, train, num_boost_round=self.rounds)
+            self.booster = xgb.train(params, train, num_boost_round=self.rounds, callbacks=ends)
+            if ends and self.booster.num_boosted_rounds() < self.rounds:
+                self.learned = {"rounds": self.booster.num_boosted_rounds()}
             return self
-        validation = xgb.DMatrix(x_val, label=y_val, nthread=1)
+        some = np.linspace(0, len(x_val) - 1, min(len(x_val), _WATCHED_ROWS)).astype(int)
+        y_val = np.zeros(len(x_val)) if y_val is None else y_val
+        watched = self.once(("watched", bins), lambda: self._matrix(x_val[some], y_val[some], bins, train))
+        patience = max(_PATIENCE, int(3.0 / float(self._params.get("learning_rate", 0.3))))
         grown = xgb.train(
-            self._params,
+            params,
             train,
-            num_boost_round=self.rounds,
-            evals=[(validation, "validation")],
-            early_stopping_rounds=_PATIENCE,
+            num_boost_round=self.most,
+            evals=[(watched, "validation")],
+            early_stopping_rounds=patience,
             verbose_eval=False,
+            callbacks=ends,
         )
         kept = int(grown.best_iteration) + 1
         self.learned = {"rounds": kept}
         self.booster = grown[:kept]
         return self
+
+    def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
+        return xgb.QuantileDMatrix(x, label=y, nthread=self.threads, max_bin=bins, ref=like)
 
     def predict(self, x: Floats) -> Floats:
         if self.booster is None:
@@ -114,17 +139,28 @@ class XGBoostEstimator:
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state = {key: value for key, value in self.__dict__.items() if key != "once"}
         state["booster"] = None if self.booster is None else bytes(self.booster.save_raw("json"))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         raw = state.pop("booster")
         self.__dict__.update(state)
+        self.once = lambda _key, make: make()
         self.booster = None
         if raw is not None:
             self.booster = xgb.Booster({"nthread": 1})
             self.booster.load_model(bytearray(raw))
+
+
+class _Until(xgb.callback.TrainingCallback):
+    """Ends boosting when its time is used."""
+
+    def __init__(self, until_s: float) -> None:
+        self._ends = time.monotonic() + until_s
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        return time.monotonic() >= self._ends
 
 
 class SklearnEstimator:

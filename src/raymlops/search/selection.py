@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raymlops.clock import seconds
-from raymlops.errors import ConfigError, SearchFailed, nearest
+from raymlops.errors import ConfigError, nearest
 from raymlops.search.candidates import Candidate, defaults
+from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
+from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
 from raymlops.search.objective import METRICS, Mode, Objective
+from raymlops.search.rows import RowCache, chosen
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
@@ -23,23 +25,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Leaderboard",
+    "Mode",
     "Objective",
     "Outcome",
     "Problem",
     "Search",
     "SearchResult",
     "Trial",
+    "TrialStatus",
     "compare_windows",
     "finish",
     "refit",
     "run_trial",
 ]
 
-TrialStatus = Literal["done", "stopped", "failed"]
-
 RECENT = (1.0, 0.5, 0.25, 0.1)
 _MIN_RECENT_ROWS = 500
 _TRAIN_SCORE_ROWS = 20_000
+_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +53,14 @@ class Search:
     ----------
     candidates : families from :mod:`raymlops.search.candidates`, or the user's own; ``None`` takes all four built in
     metric : what to optimise; ``"auto"`` is roc_auc, log_loss or rmse, by the task
-    trials : configurations to try; each family's default comes first
-    time_budget_s : stop starting trials after this time (seconds, or ``"10m"``); ``None`` has no limit
+    trials : configurations to try; each family's default comes first; ``None`` tries on until the time budget is used
+    time_budget_s : the search takes at most this time (seconds, or ``"10m"``); ``None`` has no limit
     max_concurrent : trials at once, one CPU each
+    trial_timeout_s : a fit that takes longer is given up and counted as failed; ``None`` allows 20 times what such a
+        fit took before, at least a minute
+    stop_early : end when another trial is not expected to gain a tenth of the score's standard error
+    prefer : among trials that the validation rows do not tell apart, take the cheapest to serve: ``"balanced"`` within one
+        standard error, ``"fast"`` (latency) and ``"small"`` (size) within two; ``"score"`` always takes the best score
     seed : of samplers, models and sub-samples
     recency : with rows in time order, also search how much of the past to learn from
 
@@ -63,9 +71,12 @@ class Search:
 
     candidates: Sequence[Candidate] | None = None
     metric: str = "auto"
-    trials: int = 20
+    trials: int | None = 20
     time_budget_s: float | str | None = None
     max_concurrent: int = 2
+    trial_timeout_s: float | str | None = None
+    stop_early: bool = True
+    prefer: Prefer = "balanced"
     seed: int = 0
     recency: bool = True
 
@@ -75,15 +86,23 @@ class Search:
             raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), (*METRICS, 'auto'))}")
         for name in ("trials", "max_concurrent"):
             value = getattr(self, name)
+            if name == "trials" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}={value!r} cannot work: give a whole number of at least 1.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
-        if self.time_budget_s is not None:
-            budget = seconds(self.time_budget_s, "time_budget_s")
-            if budget == 0:
-                raise ConfigError("time_budget_s=0 leaves no time for a trial: give more, or None for no limit.")
-            object.__setattr__(self, "time_budget_s", budget)
+        if self.prefer not in PREFERENCES:
+            raise ConfigError(f"prefer={self.prefer!r} is not known.{nearest(str(self.prefer), PREFERENCES)}")
+        if self.trials is None and self.time_budget_s is None:
+            raise ConfigError("trials=None and time_budget_s=None would search for ever: give one of them.")
+        for name in ("time_budget_s", "trial_timeout_s"):
+            given = getattr(self, name)
+            if given is not None:
+                budget = seconds(given, name)
+                if budget == 0:
+                    raise ConfigError(f"{name}=0 leaves no time for a trial: give more, or None for no limit.")
+                object.__setattr__(self, name, budget)
 
     def objective(self, task: Task) -> Objective:
         """The metric for a task. Raises :class:`ConfigError` when it does not fit."""
@@ -117,91 +136,6 @@ def _families(given: Sequence[Candidate] | None) -> tuple[Candidate, ...]:
     if double:
         raise ConfigError(f"candidates holds {double[0]!r} twice: give one of them another name=.")
     return tuple(given)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One configuration and what came of it.
-
-    Attributes
-    ----------
-    params : the family's parameters, with ``recent`` (share of the newest rows learnt from) and what fitting fixed
-    score, train_score : on the validation rows and on the rows learnt from; NaN when failed
-    gap : over-fitting, see :meth:`Objective.gap`
-    status : ``done`` at full size, ``stopped`` early on a sample, or ``failed`` with ``error``
-    """
-
-    number: int
-    family: str
-    params: Mapping[str, Any]
-    score: float = float("nan")
-    train_score: float = float("nan")
-    gap: float = float("nan")
-    fit_s: float = 0.0
-    status: TrialStatus = "done"
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaderboard:
-    """All trials of one search, in the order they ended.
-
-    ``max_gap`` is the gate's limit: a trial beyond it is chosen only when there is no other, since the gate would refuse it.
-    """
-
-    metric: str
-    mode: Mode
-    trials: tuple[Trial, ...]
-    max_gap: float | None = None
-
-    @property
-    def ranked(self) -> tuple[Trial, ...]:
-        """Trials with a score, the one to promote first: full size before stopped, within the gap before beyond it."""
-        sign = -1.0 if self.mode == "max" else 1.0
-        scored = [trial for trial in self.trials if trial.status != "failed" and np.isfinite(trial.score)]
-        return tuple(sorted(scored, key=lambda t: (t.status != "done", not self._within(t), sign * t.score, t.number)))
-
-    @property
-    def best(self) -> Trial:
-        """The one to promote. Raises :class:`SearchFailed` when no trial has a score."""
-        ranked = self.ranked
-        if not ranked:
-            reasons = (
-                "; ".join(f"{count} x {reason}" for reason, count in self.errors.items()) or "no trial ended in time"
-            )
-            raise SearchFailed(f"None of {len(self.trials)} trials gave a model: {reasons}.", {"errors": self.errors})
-        return ranked[0]
-
-    @property
-    def errors(self) -> dict[str, int]:
-        """Why trials failed, and how many did, the commonest first."""
-        return dict(Counter(trial.error for trial in self.trials if trial.status == "failed").most_common())
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-serialisable rows, best first, failures last; a score that is not finite is ``None``."""
-        ranked = self.ranked
-        rest = [trial for trial in self.trials if trial not in ranked]
-        return [
-            {
-                "number": trial.number,
-                "family": trial.family,
-                "score": _finite(trial.score),
-                "train_score": _finite(trial.train_score),
-                "gap": _finite(trial.gap),
-                "fit_s": round(trial.fit_s, 3),
-                "status": trial.status,
-                "error": trial.error,
-                "params": dict(trial.params),
-            }
-            for trial in (*ranked, *rest)
-        ]
-
-    def _within(self, trial: Trial) -> bool:
-        return self.max_gap is None or not trial.gap > self.max_gap
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +176,11 @@ class Problem:
 class Outcome:
     """What one fit of one trial measured.
 
-    ``full`` tells a fit on all the rows the trial asks for from one on a sample; ``learned`` are the parameters that the
-    validation rows fixed.
+    Attributes
+    ----------
+    full : a fit on all the rows the trial asks for, not on a sample of them
+    learned : parameters that the validation rows fixed
+    groups, cost : see :class:`Trial`; only of a full fit
     """
 
     full: bool
@@ -252,35 +189,61 @@ class Outcome:
     gap: float
     fit_s: float
     learned: Mapping[str, Any]
+    groups: tuple[float, ...] = ()
+    cost: Cost | None = None
 
 
-def run_trial(problem: Problem, arrays: Arrays, family: str, params: Mapping[str, Any], share: float = 1.0) -> Outcome:
+def run_trial(
+    problem: Problem,
+    arrays: Arrays,
+    family: str,
+    params: Mapping[str, Any],
+    share: float = 1.0,
+    *,
+    cache: RowCache | None = None,
+    until_s: float | None = None,
+) -> Outcome:
     """Fit on the newest ``params["recent"]`` of the train rows, thinned to at most ``share`` of all; score on validation.
 
     Windows of different length get the same number of rows at one ``share``, so that halving compares like with like.
+    ``cache`` keeps the cuts from fit to fit; estimators that can end early do so after ``until_s`` seconds.
+
     Raises whatever the family raises, and ``ValueError`` when the metric is not defined on these rows.
     """
     started = time.perf_counter()
     recent = float(params.get("recent", 1.0))
-    rows = _rows(len(arrays.y_train), recent, min(1.0, share / recent), problem.seed)
-    x, y = arrays.x_train[rows], arrays.y_train[rows]
-    estimator = problem.build(family, params)
-    estimator.fit(x, y, arrays.x_validation, arrays.y_validation)
-    score = problem.objective.score(arrays.y_validation, estimator.predict(arrays.x_validation))
+    rows = (cache or RowCache(arrays, problem.seed)).get(recent, share)
+    estimator: Any = problem.build(family, params)
+    if hasattr(estimator, "once"):
+        estimator.once = rows.once
+    if hasattr(estimator, "until_s"):
+        estimator.until_s = until_s
+    estimator.fit(rows.x, rows.y, rows.x_val, rows.y_val)
+    prediction = estimator.predict(rows.x_val)
+    score = problem.objective.score(rows.y_val, prediction)
     if not np.isfinite(score):
         raise ValueError(
             f"{problem.objective.metric} is not defined on the validation rows: one class only, or NaN predicted"
         )
-    some = _rows(len(y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(y)), problem.seed)
-    train_score = problem.objective.score(y[some], estimator.predict(x[some]))
+    some = chosen(len(rows.y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(rows.y)), problem.seed)
+    train_score = problem.objective.score(rows.y[some], estimator.predict(rows.x[some]))
+    full = share >= recent
     return Outcome(
-        full=share >= recent,
+        full=full,
         score=score,
         train_score=train_score,
         gap=problem.objective.gap(train_score, score, problem.baseline),
         fit_s=time.perf_counter() - started,
         learned=dict(getattr(estimator, "learned", {})),
+        groups=_by_group(problem.objective, rows.y_val, prediction, problem.seed) if full else (),
+        cost=serving_cost(estimator, rows.x_val) if full else None,
     )
+
+
+def _by_group(objective: Objective, y: Floats, prediction: Floats, seed: int) -> tuple[float, ...]:
+    """The score on each of twenty random groups of the validation rows, the same for every trial of a search."""
+    group = np.random.default_rng(seed).permutation(len(y)) % _GROUPS
+    return tuple(objective.score(y[group == k], prediction[group == k]) for k in range(_GROUPS))
 
 
 def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
@@ -354,16 +317,6 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
     )
 
 
-def _rows(n: int, recent: float, share: float, seed: int) -> NDArray[np.intp]:
-    """Indices of a thinned recent window, in order: every part of the window is as present as before."""
-    first = n - max(1, round(n * recent))
-    window = np.arange(first, n)
-    if share >= 1.0:
-        return window
-    chosen = np.random.default_rng(seed).choice(window, size=max(1, round(len(window) * share)), replace=False)
-    return np.sort(chosen)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows."""
@@ -374,12 +327,13 @@ class SearchResult:
     problem: Problem
 
 
-def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard) -> SearchResult:
+def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard, *, threads: int = 1) -> SearchResult:
     """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none."""
     trial = leaderboard.best
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=_fit(problem, trial, x, y), problem=problem)
+    fitted = _fit(problem, trial, x, y, threads)
+    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem)
 
 
 def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
@@ -390,6 +344,10 @@ def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
     return _fit(result.problem, result.trial, x, y)
 
 
-def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats) -> Estimator:
-    rows = _rows(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
-    return problem.build(trial.family, trial.params).fit(x[rows], y[rows])
+def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1) -> Estimator:
+    rows = chosen(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
+    estimator: Any = problem.build(trial.family, trial.params)
+    if hasattr(estimator, "threads"):
+        estimator.threads = threads
+    fitted: Estimator = estimator.fit(x[rows], y[rows])
+    return fitted
