@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raymlops.search.leaderboard import Leaderboard
 
 _REMEMBERED = 60
+_END = "end.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +32,36 @@ class Finished:
 
 
 class Journal:
-    """The journal of one search, ``searches/{name}/{event_id}`` in the lake.
+    """The journal of one search, ``searches/{name}/{snapshot}`` in the lake.
 
-    Every order's results are one object, written whole before the next order starts: what is there has ended, what is
-    not is run (again). Rows, ladder and seed are named by ``key``; a journal of other ones is not taken up.
+    Every order's results are one object, written whole before its worker gets the next order: what is there has ended, what
+    is not is run (again). A search goes on where an earlier one over the same snapshot, ladder, families and seed broke off; one that
+    had come to its end is only taken up by the event that caused it.
 
     Parameters
     ----------
     name : of the pipeline
-    event_id : of what caused the search; the same event goes on, another one begins anew
+    snapshot : fingerprint of the rows
+    event_id : of what caused the search
     """
 
-    def __init__(self, lake: Lake, name: str, event_id: str) -> None:
-        self._lake = lake
-        self._name = name
-        self._root = f"searches/{name}/{event_id}"
+    def __init__(self, lake: Lake, name: str, snapshot: str, event_id: str) -> None:
+        self._lake, self._name, self._event_id = lake, name, event_id
+        self._root = f"searches/{name}/{snapshot[:16]}"
         self._count = 0
 
     def open(self, facts: Mapping[str, Any]) -> list[Finished]:
-        """What earlier processes of this search finished; empty when ``facts`` (rows, ladder, seed, families) differ."""
+        """What earlier processes of this search finished; empty when ``facts`` (ladder, seed, families) differ."""
         key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self._root = f"{self._root}/{key}"
+        end = f"{self._root}/{_END}"
+        if self._lake.exists(end) and json.loads(self._lake.read(end))["event_id"] != self._event_id:
+            self._root = f"{self._root}-{self._event_id}"
         found: list[Finished] = []
-        for item in sorted(self._lake.keys(self._root)):
-            found += [_read(body) for body in json.loads(self._lake.read(item))]
-            self._count += 1
+        for item in self._lake.keys(self._root):
+            if item != f"{self._root}/{_END}":
+                found += [_read(body) for body in json.loads(self._lake.read(item))]
+                self._count += 1
         return found
 
     def write(self, done: Sequence[Finished]) -> None:
@@ -80,6 +86,7 @@ class Journal:
             for trial in ordered
         ]
         self._lake.write(f"searches/{self._name}/last.json", json.dumps(kept, default=_number).encode())
+        self._lake.write(f"{self._root}/{_END}", json.dumps({"event_id": self._event_id, "why": board.ended}).encode())
 
 
 def finished(jobs: Sequence[Job], outcomes: Mapping[int, Outcome | str]) -> Iterator[Finished]:
