@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from ray import tune
 
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.snapshot import Arrays
@@ -238,3 +240,21 @@ def test_a_space_that_fails_is_named_before_any_trial(ray_cluster: Settings, arr
     spec = Search(candidates=[candidates.linear(lambda trial: None)])
     with pytest.raises(ConfigError, match="The search space of 'linear' returned None: it must return a dict"):
         search(arrays, CONTRACT, spec, ordered=False, settings=ray_cluster)
+
+
+def test_spaces_of_ray_tune_are_drawn_from_and_endless_ones_refused() -> None:
+    space = {
+        "C": tune.loguniform(0.01, 1.0),
+        "max_iter": tune.randint(100, 102),
+        "leaves": tune.qrandint(10, 30, 10),
+        "share": tune.quniform(0.2, 1.0, 0.2),
+        "kind": tune.choice(["a", "b"]),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [candidates.linear(space).space(study.ask()) for _ in range(20)]
+    assert all(0.01 <= one["C"] <= 1.0 for one in drawn)
+    assert {one["max_iter"] for one in drawn} == {100, 101}
+    assert {one["leaves"] for one in drawn} == {10, 20, 30}
+    assert {round(one["share"], 6) for one in drawn} <= {0.2, 0.4, 0.6, 0.8, 1.0}
+    with pytest.raises(ConfigError, match=r"'C' is .* which has no bounds to search between"):
+        candidates.linear({"C": tune.randn(0, 1)})

@@ -172,7 +172,9 @@ class MlflowRegistry:
         self._client.log_batch(
             run_id,
             # NaN says nothing and some MLflow databases refuse it.
-            metrics=[Metric(key, value, at, 0) for key, value in numbers.items() if value == value],
+            metrics=[Metric(key, value, at, 0) for key, value in numbers.items() if value == value]
+            # The curve has a step for every percent of the rows, so that the curves of all trials lie over each other.
+            + [Metric(f"curve_{metric}", value, at, round(100 * share)) for share, value in trial.curve],
             params=[
                 Param("family", trial.family),
                 *(Param(key, str(value)[:_TEXT_LIMIT]) for key, value in trial.params.items()),

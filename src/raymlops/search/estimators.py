@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raymlops.data.schema import Task
 
 Floats = NDArray[np.floating[Any]]
+Weigh = Callable[[Floats, Floats], Floats]
 
 _PATIENCE = 20
 _WATCHED_ROWS = 50_000
@@ -60,6 +61,9 @@ class XGBoostEstimator:
     most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
     threads : for the fit; prediction takes one
     until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
+    monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
+    quantile : of a regression to predict; ``None`` predicts the mean
     once : keeps binned matrices from fit to fit on the same rows, see :meth:`raymlops.search.rows.Rows.once`
     """
 
@@ -70,6 +74,10 @@ class XGBoostEstimator:
         self.stopping = True
         self.threads = 1
         self.until_s: float | None = None
+        self.weigh: Weigh | None = None
+        self.monotone: tuple[int, ...] = ()
+        self.quantile: float | None = None
+        self.categorical: tuple[int, ...] = ()
         self.once: Callable[[Any, Callable[[], Any]], Any] = lambda _key, make: make()
         self.learned: dict[str, Any] = {}
         self._params = {
@@ -92,6 +100,10 @@ class XGBoostEstimator:
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
         bins = int(self._params.get("max_bin", 256))
         params = {**self._params, "nthread": self.threads}
+        if any(self.monotone):
+            params["monotone_constraints"] = tuple(self.monotone)
+        if self.quantile is not None:
+            params |= {"objective": "reg:quantileerror", "quantile_alpha": self.quantile, "eval_metric": "quantile"}
         train = self.once(("train", bins), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
@@ -118,11 +130,26 @@ class XGBoostEstimator:
         return self
 
     def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
-        return xgb.QuantileDMatrix(x, label=y, nthread=self.threads, max_bin=bins, ref=like)
+        weight = None if self.weigh is None else self.weigh(x, y)
+        kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])] if self.categorical else None
+        return xgb.QuantileDMatrix(
+            x,
+            label=y,
+            weight=weight,
+            nthread=self.threads,
+            max_bin=bins,
+            ref=like,
+            feature_types=kinds,
+            enable_categorical=bool(kinds),
+        )
 
     def predict(self, x: Floats) -> Floats:
         if self.booster is None:
             raise RuntimeError("fit() comes before predict().")
+        if self.categorical:
+            kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])]
+            rows = xgb.DMatrix(x, feature_types=kinds, enable_categorical=True, nthread=1)
+            return np.asarray(self.booster.predict(rows), dtype=np.float64)
         return np.asarray(self.booster.inplace_predict(x), dtype=np.float64)
 
     def save(self, path: Path) -> None:
@@ -136,10 +163,12 @@ class XGBoostEstimator:
         loaded = cls({}, task, n_classes, rounds=0, seed=0)
         loaded.booster = xgb.Booster({"nthread": 1})
         loaded.booster.load_model(path)
+        kinds = loaded.booster.feature_types or []
+        loaded.categorical = tuple(i for i, kind in enumerate(kinds) if kind == "c")
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "once"}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("once", "weigh")}
         state["booster"] = None if self.booster is None else bytes(self.booster.save_raw("json"))
         return state
 
@@ -147,6 +176,7 @@ class XGBoostEstimator:
         raw = state.pop("booster")
         self.__dict__.update(state)
         self.once = lambda _key, make: make()
+        self.weigh = None
         self.booster = None
         if raw is not None:
             self.booster = xgb.Booster({"nthread": 1})
@@ -171,11 +201,19 @@ class SklearnEstimator:
         self.task = task
         self.n_classes = n_classes
         self.learned: dict[str, Any] = {}
+        self.weigh: Weigh | None = None
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> SklearnEstimator:
+        given: dict[str, Any] = {}
+        if self.weigh is not None:
+            steps = getattr(self.pipeline, "steps", None)
+            given = {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": self.weigh(x, y)}
         with threadpool_limits(1):
-            self.pipeline.fit(x, y)
+            self.pipeline.fit(x, y, **given)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "weigh": None}
 
     def predict(self, x: Floats) -> Floats:
         if self.task == "regression":
@@ -197,10 +235,19 @@ class SklearnEstimator:
 class HistBoostingEstimator(SklearnEstimator):
     """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0."""
 
+    def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
+        super().__init__(pipeline, task, n_classes)
+        self.monotone: tuple[int, ...] = ()
+        self.quantile: float | None = None
+
     def fit(
         self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None
     ) -> HistBoostingEstimator:
         self.empty = np.isnan(x).all(axis=0)
+        if any(self.monotone):
+            self.pipeline.set_params(monotonic_cst=list(self.monotone))
+        if self.quantile is not None:
+            self.pipeline.set_params(loss="quantile", quantile=self.quantile)
         super().fit(self._filled(x), y)
         return self
 
@@ -236,6 +283,31 @@ def random_forest(
     kind = RandomForestRegressor if task == "regression" else RandomForestClassifier
     model = kind(**params, n_jobs=1, random_state=seed)
     return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+
+
+def extra_trees(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """Extremely randomised trees, with the forest's preprocessing."""
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+    from sklearn.pipeline import make_pipeline
+
+    kind = ExtraTreesRegressor if task == "regression" else ExtraTreesClassifier
+    model = kind(**params, n_jobs=1, random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+
+
+def wrapped(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """What the user's own ``make`` builds of the drawn parameters."""
+    from sklearn.pipeline import make_pipeline
+
+    own = {key: value for key, value in params.items() if key not in ("make", "one_hot")}
+    model = params["make"](**own)
+    if "random_state" in model.get_params() and "random_state" not in own:
+        model.set_params(random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=params["one_hot"]), model), task, n_classes)
 
 
 def hist_boosting(

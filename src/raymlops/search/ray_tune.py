@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,7 @@ def _schedule(
     recent = recent_shares(rows) if ordered and spec.recency else (1.0,)
     facts = {
         "rows": [rows, len(arrays.y_validation), float(arrays.y_train.sum()), float(arrays.x_train[-1:].sum())],
-        "metric": asdict(objective),
+        "metric": [objective.metric, objective.mode],
         "shares": shares,
         "recent": recent,
         "families": list(problem.families),

@@ -15,7 +15,7 @@ from raymlops.errors import ConfigError, nearest
 from raymlops.search.candidates import Candidate, defaults
 from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
 from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
-from raymlops.search.objective import METRICS, Mode, Objective
+from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
 from raymlops.search.rows import RowCache, chosen
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ class Search:
     Attributes
     ----------
     candidates : families from :mod:`raymlops.search.candidates`, or the user's own; ``None`` takes all four built in
-    metric : what to optimise; ``"auto"`` is roc_auc, log_loss or rmse, by the task
+    metric : what to optimise; ``"auto"`` is roc_auc, log_loss or rmse, by the task. Also a name of scikit-learn's scorers, a
+        scorer, or a function of ``y`` and the prediction (probabilities or values)
+    mode : ``"max"`` or ``"min"``, of a metric that is a function
+    quantile : of a regression to predict, such as 0.9, instead of its mean
+    weights : ``"balanced"`` weighs every class alike (its probabilities are then no longer calibrated), or a function of the encoded
+        rows ``(n, d)`` and labels ``(n,)`` that returns sample weights ``(n,)``
+    monotone : 1 or -1 by column: the prediction may only rise, or only fall, with it
     trials : configurations to try; each family's default comes first; ``None`` tries on until the time budget is used
     time_budget_s : the search takes at most this time (seconds, or ``"10m"``); ``None`` has no limit
     max_concurrent : trials at once, one CPU each
@@ -70,7 +76,11 @@ class Search:
     """
 
     candidates: Sequence[Candidate] | None = None
-    metric: str = "auto"
+    metric: Any = "auto"
+    mode: Mode = "max"
+    quantile: float | None = None
+    weights: str | Callable[[Floats, Floats], Floats] | None = None
+    monotone: Mapping[str, int] = field(default_factory=dict)
     trials: int | None = 20
     time_budget_s: float | str | None = None
     max_concurrent: int = 2
@@ -82,8 +92,7 @@ class Search:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
-        if self.metric != "auto" and self.metric not in METRICS:
-            raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), (*METRICS, 'auto'))}")
+        self._check_what()
         for name in ("trials", "max_concurrent"):
             value = getattr(self, name)
             if name == "trials" and value is None:
@@ -104,9 +113,26 @@ class Search:
                     raise ConfigError(f"{name}=0 leaves no time for a trial: give more, or None for no limit.")
                 object.__setattr__(self, name, budget)
 
+    def _check_what(self) -> None:
+        """The fields that say what to learn."""
+        known = (
+            self.metric == "auto" or self.metric in METRICS if isinstance(self.metric, str) else callable(self.metric)
+        )
+        if not known and not (isinstance(self.metric, str) and sklearn_scorer(self.metric)):
+            raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), (*METRICS, 'auto'))}")
+        if self.mode not in ("max", "min"):
+            raise ConfigError(f"mode={self.mode!r} is no direction: give 'max' or 'min'.")
+        if self.quantile is not None and not (isinstance(self.quantile, float) and 0 < self.quantile < 1):
+            raise ConfigError(f"quantile={self.quantile!r} is no quantile: give a number between 0 and 1, such as 0.9.")
+        if self.weights is not None and self.weights != "balanced" and not callable(self.weights):
+            raise ConfigError(f"weights={self.weights!r}: give 'balanced', or a function of rows and labels.")
+        wrong = {column: sign for column, sign in self.monotone.items() if sign not in (1, -1)}
+        if wrong:
+            raise ConfigError(f"monotone={wrong!r}: give 1 (only rises) or -1 (only falls) by column.")
+
     def objective(self, task: Task) -> Objective:
         """The metric for a task. Raises :class:`ConfigError` when it does not fit."""
-        return Objective.of(self.metric, task)
+        return Objective.of(self.metric, task, mode=self.mode, quantile=self.quantile)
 
     def families(self, task: Task) -> tuple[Candidate, ...]:
         """The candidates that can do a task. Raises :class:`ConfigError` when none can."""
@@ -114,6 +140,14 @@ class Search:
         if not able:
             names = ", ".join(candidate.name for candidate in self.candidates or ())
             raise ConfigError(f"The label makes this a {task} task, and none of the candidates ({names}) can do it.")
+        for wish in ("quantile", "monotone"):
+            if getattr(self, wish):
+                able = tuple(candidate for candidate in able if wish in getattr(candidate, "can", ()))
+                if not able:
+                    raise ConfigError(
+                        f"{wish}={getattr(self, wish)!r}: none of the candidates can do it. Give candidates.xgboost() or "
+                        "candidates.hist_boosting()."
+                    )
         return able
 
 
@@ -149,6 +183,9 @@ class Problem:
     seed: int
     baseline: float
     families: Mapping[str, Candidate] = field(repr=False)
+    weights: str | Callable[[Floats, Floats], Floats] | None = None
+    monotone: tuple[int, ...] = ()
+    quantile: float | None = None
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -161,15 +198,45 @@ class Problem:
             seed=search.seed,
             baseline=objective.baseline(arrays.y_train, arrays.y_validation),
             families={candidate.name: candidate for candidate in search.families(contract.task)},
+            weights=search.weights,
+            monotone=_monotone(search.monotone, contract),
+            quantile=search.quantile,
         )
 
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
         own = {key: value for key, value in params.items() if key != "recent"}
-        estimator = self.families[family].build(own, self.task, self.n_classes, list(self.categorical), self.seed)
+        estimator: Any = self.families[family].build(own, self.task, self.n_classes, list(self.categorical), self.seed)
+        if self.weights is not None and not hasattr(estimator, "weigh"):
+            raise ConfigError(f"weights= does not reach {family!r}: its estimators have no attribute 'weigh'.")
+        if self.weights is not None:
+            estimator.weigh = _balanced if self.weights == "balanced" else self.weights
+        if self.monotone:
+            estimator.monotone = self.monotone
+        if self.quantile is not None:
+            estimator.quantile = self.quantile
         watch = getattr(estimator, "watch", None)
         if watch is not None:
             watch(self.objective.metric)
-        return estimator
+        built: Estimator = estimator
+        return built
+
+
+def _monotone(wanted: Mapping[str, int], contract: DataContract) -> tuple[int, ...]:
+    """Signs by column of the contract. Raises :class:`ConfigError` for a column that is not there or has no order."""
+    for name in wanted:
+        column = next((item for item in contract.columns if item.name == name), None)
+        if column is None:
+            raise ConfigError(f"monotone names {name!r}, which is no column.{nearest(name, contract.names)}")
+        if column.kind == "category":
+            raise ConfigError(f"monotone names {name!r}, whose values are categories: they have no order.")
+    return tuple(wanted.get(column.name, 0) for column in contract.columns) if wanted else ()
+
+
+def _balanced(x: Floats, y: Floats) -> Floats:
+    """Weights with which every class weighs alike and the mean is 1 (King & Zeng 2001)."""
+    counts = np.bincount(y.astype(int))
+    weights: Floats = (len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[y.astype(int)]
+    return weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
