@@ -92,18 +92,27 @@ class XGBoostEstimator:
             self._params["num_class"] = n_classes
         self.booster: xgb.Booster | None = None
 
+    @property
+    def bins(self) -> int:
+        """Quantile bins a column."""
+        return int(self._params.get("max_bin", 256))
+
+    def settings(self) -> dict[str, Any]:
+        """What ``xgboost.train`` is given."""
+        params = {**self._params, "nthread": self.threads}
+        if any(self.monotone):
+            params["monotone_constraints"] = tuple(self.monotone)
+        if self.quantile is not None:
+            params |= {"objective": "reg:quantileerror", "quantile_alpha": self.quantile, "eval_metric": "quantile"}
+        return params
+
     def watch(self, metric: str) -> None:
         """Let ``metric`` choose the rounds: under a shift of the base rate, log loss stops a ranking far too early."""
         if metric in _WATCHED and self.task != "multiclass":
             self._params["eval_metric"] = _WATCHED[metric]
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
-        bins = int(self._params.get("max_bin", 256))
-        params = {**self._params, "nthread": self.threads}
-        if any(self.monotone):
-            params["monotone_constraints"] = tuple(self.monotone)
-        if self.quantile is not None:
-            params |= {"objective": "reg:quantileerror", "quantile_alpha": self.quantile, "eval_metric": "quantile"}
+        bins, params = self.bins, self.settings()
         train = self.once(("train", bins), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
