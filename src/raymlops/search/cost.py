@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import cloudpickle
 import numpy as np
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Cost:
     Attributes
     ----------
     latency_us : median microseconds of predicting one row
-    size_kb : of the pickled model
+    size_kb : of the pickled model, as a package stores it
     features : columns that the model reads, of those it was given
     """
 
@@ -53,7 +53,7 @@ def serving_cost(estimator: Estimator, x: Floats) -> Cost:
         times.append(time.perf_counter() - began)
     return Cost(
         latency_us=round(float(np.median(times)) * 1e6, 1),
-        size_kb=round(len(pickle.dumps(estimator)) / 1024, 1),
+        size_kb=round(len(cloudpickle.dumps(estimator)) / 1024, 1),
         features=_features(estimator, x.shape[1]),
     )
 
@@ -72,7 +72,7 @@ def _features(estimator: Any, width: int) -> int:
     booster = getattr(estimator, "booster", None)
     if booster is not None:
         return len(booster.get_fscore())
-    model = getattr(estimator, "pipeline", None)
+    model: Any = getattr(estimator, "pipeline", None)
     model = model[-1] if hasattr(model, "steps") else model
     importances = getattr(model, "feature_importances_", None)
     return width if importances is None else min(width, int(np.count_nonzero(importances)))

@@ -17,6 +17,7 @@ import xgboost as xgb
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray.train
+from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
 
 from raymlops.errors import ConfigError, SearchFailed
@@ -80,13 +81,13 @@ def fit_distributed(
             "rounds": rounds,
             "bins": plan.bins,
         },
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         datasets={"rows": rows},
-        run_config=ray.train.RunConfig(name=name, storage_path=str(folder)),
+        run_config=RunConfig(name=name, storage_path=str(folder)),
     )
     try:
         result = trainer.fit()

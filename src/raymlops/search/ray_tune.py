@@ -22,10 +22,11 @@ from ray.tune.search import Searcher
 from raymlops.errors import SearchFailed
 from raymlops.search.journal import Journal, finished
 from raymlops.search.proposals import Proposals
+from raymlops.search.ray_worker import Kept, OrderTrainable
 from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
 from raymlops.search.selection import Leaderboard, Problem, Search, SearchResult, Trial, finish, recent_shares, refit
 from raymlops.search.stopping import Patience
-from raymlops.search.work import Worker, left_over
+from raymlops.search.work import left_over
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
@@ -84,7 +85,9 @@ def search(
         schedule = _schedule(arrays, problem, spec, ordered, lanes, began, on_trial, journal)
         watch = _Watch()
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_Trainable, arrays=arrays, problem=problem), _resources(problem)),
+            tune.with_resources(
+                tune.with_parameters(OrderTrainable, arrays=arrays, problem=problem), _resources(problem)
+            ),
             tune_config=tune.TuneConfig(
                 metric="ended",
                 mode="max",
@@ -188,41 +191,6 @@ class _Deadline(tune.Stopper):
         return self._schedule.overdue(time.monotonic() - _GRACE_S)
 
 
-class _Trainable(tune.Trainable):
-    """One order of fits in one step. An actor serves many orders, one after another."""
-
-    def setup(self, config: dict[str, Any], **given: Any) -> None:
-        self._worker = Worker(given["problem"], given["arrays"])
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self._worker.stuck:
-            # A thread that does not end cannot be taken back; the order in hand is given to another worker.
-            os._exit(1)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        return {"ended": 1.0, "outcomes": _Kept(self._worker.work(self.config["order"].held)), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        return None
-
-
-class _Kept:
-    """Holds a value that Tune shall neither flatten, copy deeply, nor print."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
-        return self
-
-    def __repr__(self) -> str:
-        return "order"
-
-
 class _Orders(Searcher):
     """Gives Tune one order after another, and the schedule what came of them."""
 
@@ -236,7 +204,7 @@ class _Orders(Searcher):
         match given:
             case Order():
                 self._out[trial_id] = given
-                return {"order": _Kept(given)}
+                return {"order": Kept(given)}
             case Wait():
                 return None
             case Finished():

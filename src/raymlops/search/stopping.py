@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def _matrix(trials: Sequence[Trial]) -> NDArray[np.float64]:
     for row, trial in enumerate(trials):
         x[row, 0] = families.index(trial.family)
         for column, (family, key) in enumerate(names, start=1):
-            value = trial.params.get(key)
+            value: Any = trial.params.get(key)
             if trial.family == family and _is_number(value):
                 x[row, column] = np.log(value) if value > 0 else value
     return x
