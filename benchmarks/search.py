@@ -95,7 +95,7 @@ def by_raymlops(source: str, task: str, budget: str, seed: str, out: str) -> Non
     with np.load(source) as held:
         x, y, test = held["x"].astype(np.float32), held["y"], held["x_test"].astype(np.float32)
         categorical = set(held["categorical"].tolist())
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     order = np.random.default_rng(int(seed)).permutation(len(y))
     cut = int(0.85 * len(y))
     began = time.monotonic()
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the generated table")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    args.extra = [120.0, 200.0]
+    args.extra = [budget for budget in (120.0, 200.0) if budget < max(args.budgets)]
     if args.quick:
         args.tools, args.budgets, args.seeds, args.extra = ["raymlops", "flaml"], [20.0], 1, []
         args.tables = [name for name in args.tables if name != "higgs_like"]

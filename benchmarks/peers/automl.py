@@ -100,6 +100,7 @@ def by_optuna(x: Any, y: Any, test: Any, task: str, budget: float, seed: int) ->
 def by_halving(x: Any, y: Any, test: Any, task: str, budget: float, seed: int) -> np.ndarray:
     """scikit-learn's random halving over rows has no time budget: candidates are added, doubling, until it is used."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     import_module("sklearn.experimental.enable_halving_search_cv")
     from sklearn.model_selection import HalvingRandomSearchCV
 
