@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from ray import tune
 
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
+from raymlops.lake import Lake
 from raymlops.search import candidates
+from raymlops.search.journal import Journal
 from raymlops.search.ray_tune import refit, search
 from raymlops.search.selection import Search, Trial
 from raymlops.settings import Settings
@@ -42,9 +52,11 @@ def test_a_search_tries_every_family_and_finds_the_recent_window(ray_cluster: Se
         arrays, CONTRACT, Search(trials=12), ordered=True, settings=ray_cluster, max_gap=0.3, on_trial=seen.append
     )
     assert len(result.leaderboard.trials) == 12
-    assert tuple(seen) == result.leaderboard.trials
-    assert sorted(trial.number for trial in seen) == list(range(12))
-    first = {trial.number: trial for trial in seen}
+    latest = {trial.number: trial for trial in seen}
+    assert latest == {trial.number: trial for trial in result.leaderboard.trials}
+    assert sorted(latest) == list(range(12))
+    assert result.leaderboard.ended == "all 12 trials ended"
+    first = latest
     assert [first[number].family for number in range(5)] == [
         "xgboost",
         "linear",
@@ -75,40 +87,149 @@ def test_without_order_every_trial_learns_from_all_rows(ray_cluster: Settings, a
 
 
 class Broken:
-    """A family that fails in every fit, or only for some parameters."""
+    """A family whose fits end in one way; with ``only_odd`` only every other configuration does."""
 
     name = "broken"
     tasks = ("binary",)
 
-    def __init__(self, always: bool) -> None:
-        self.always = always
+    def __init__(self, how: Callable[[], Any], *, only_odd: bool = False) -> None:
+        self.how, self.only_odd = how, only_odd
         self.start: dict[str, Any] = {}
 
     def space(self, trial: Any) -> dict[str, Any]:
         return {"odd": trial.suggest_int("odd", 0, 1)}
 
     def build(self, params: Any, task: Any, n_classes: int, categorical: Any, seed: int) -> Any:
-        if self.always or params["odd"]:
-            raise MemoryError("the table is too big")
+        if not self.only_odd or params["odd"]:
+            return Ends(self.how)
         family = candidates.linear()
         return family.build(dict(family.start), task, n_classes, categorical, seed)
 
 
-def test_failed_trials_are_counted_with_their_reason_and_the_rest_goes_on(
-    ray_cluster: Settings, arrays: Arrays
+class Ends:
+    def __init__(self, how: Callable[[], Any]) -> None:
+        self.how = how
+
+    def fit(self, x: Any, y: Any, x_val: Any = None, y_val: Any = None) -> Any:
+        self.filler = self.how()
+        return self
+
+    def predict(self, x: Any) -> Any:
+        return np.full(len(x), self.filler)
+
+
+def too_big() -> Any:
+    raise MemoryError("the table is too big")
+
+
+def never_ends() -> Any:
+    while True:
+        time.sleep(0.05)
+
+
+def killed() -> Any:
+    """As the kernel does to a process that takes all memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def beyond_its_memory() -> Any:
+    """A real limit, met for real: the allocation is refused and the worker lives on."""
+    kept = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 33, kept[1]))
+    try:
+        return float(np.ones(1 << 34)[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, kept)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (too_big, "MemoryError: the table is too big"),
+        (beyond_its_memory, "Unable to allocate 128. GiB for an array"),
+        (never_ends, "no result within 8 s (trial_timeout_s)"),
+        (killed, "the worker died: ActorDiedError: "),
+        (
+            lambda: float("nan"),
+            "ValueError: roc_auc is not defined on the validation rows: one class only, or NaN predicted",
+        ),
+    ],
+    ids=["raises", "memory-limit", "hangs", "killed", "nan"],
+)
+def test_a_trial_that_ends_badly_costs_itself_only_and_is_shown_with_its_reason(
+    ray_cluster: Settings, arrays: Arrays, how: Callable[[], Any], reason: str
 ) -> None:
-    spec = Search(candidates=[Broken(always=True), candidates.linear()], trials=6)
+    spec = Search(
+        candidates=[candidates.linear(), Broken(how, only_odd=True)],
+        trials=6,
+        trial_timeout_s=8 if how is never_ends else None,
+        seed=1,
+    )
+    result = search(arrays, CONTRACT, spec, ordered=False, settings=ray_cluster)
+    board = result.leaderboard
+    failed = [trial for trial in board.trials if trial.status == "failed"]
+    assert sorted(trial.number for trial in board.trials) == list(range(6))
+    assert all(reason in trial.error for trial in failed), failed
+    assert {trial.number for trial in failed} == {t.number for t in board.trials if t.params.get("odd") == 1} != set()
+    assert sum(board.errors.values()) == len(failed)
+    assert result.trial.status == "done"
+
+
+def fits(lake: Lake) -> list[tuple[int, int]]:
+    """Number and rung of every fit in the journal, in order."""
+    items = [key for key in lake.keys("searches/churn/rows") if not key.endswith("end.json")]
+    return [(item["proposal"]["number"], item["rung"]) for key in items for item in json.loads(lake.read(key))]
+
+
+def test_a_search_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_again(
+    ray_cluster: Settings, arrays: Arrays, tmp_path: Path
+) -> None:
+    """The driver is broken off after five results, as by Ctrl-C; the second one finds them in the journal."""
+    lake = Lake(str(tmp_path))
+    spec = Search(candidates=[candidates.linear(), candidates.xgboost()], trials=8, prefer="score")
+
+    def broken_off(trial: Trial) -> None:
+        before.append(trial)
+        if len(before) == 5:
+            raise KeyboardInterrupt
+
+    before: list[Trial] = []
+    with pytest.raises(KeyboardInterrupt):
+        search(
+            arrays,
+            CONTRACT,
+            spec,
+            ordered=False,
+            settings=ray_cluster,
+            on_trial=broken_off,
+            journal=Journal(lake, "churn", "rows", "e1"),
+        )
+    kept = fits(lake)
+    assert len(kept) >= 5
+    result = search(
+        arrays,
+        CONTRACT,
+        spec,
+        ordered=False,
+        settings=ray_cluster,
+        journal=Journal(lake, "churn", "rows", "e2"),
+    )
+    ran = fits(lake)
+    assert ran[: len(kept)] == kept
+    assert len(ran) == len(set(ran)) > len(kept)
+    assert sorted(trial.number for trial in result.leaderboard.trials) == list(range(8))
+
+
+def test_time_ends_a_search_without_a_limit_of_trials(ray_cluster: Settings, arrays: Arrays) -> None:
+    spec = Search(candidates=[candidates.linear()], trials=None, time_budget_s=4, stop_early=False)
     result = search(arrays, CONTRACT, spec, ordered=False, settings=ray_cluster)
     assert result.trial.family == "linear"
-    assert set(result.leaderboard.errors) == {"MemoryError: the table is too big"}
-    assert len(result.leaderboard.trials) == 6
+    assert result.leaderboard.ended == "the time budget is used"
 
 
 def test_a_search_without_one_model_fails_with_the_reasons(ray_cluster: Settings, arrays: Arrays) -> None:
     with pytest.raises(SearchFailed) as caught:
-        search(
-            arrays, CONTRACT, Search(candidates=[Broken(always=True)], trials=3), ordered=False, settings=ray_cluster
-        )
+        search(arrays, CONTRACT, Search(candidates=[Broken(too_big)], trials=3), ordered=False, settings=ray_cluster)
     assert str(caught.value) == "None of 3 trials gave a model: 3 x MemoryError: the table is too big."
 
 
@@ -119,3 +240,21 @@ def test_a_space_that_fails_is_named_before_any_trial(ray_cluster: Settings, arr
     spec = Search(candidates=[candidates.linear(lambda trial: None)])
     with pytest.raises(ConfigError, match="The search space of 'linear' returned None: it must return a dict"):
         search(arrays, CONTRACT, spec, ordered=False, settings=ray_cluster)
+
+
+def test_spaces_of_ray_tune_are_drawn_from_and_endless_ones_refused() -> None:
+    space = {
+        "C": tune.loguniform(0.01, 1.0),
+        "max_iter": tune.randint(100, 102),
+        "leaves": tune.qrandint(10, 30, 10),
+        "share": tune.quniform(0.2, 1.0, 0.2),
+        "kind": tune.choice(["a", "b"]),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [candidates.linear(space).space(study.ask()) for _ in range(20)]
+    assert all(0.01 <= one["C"] <= 1.0 for one in drawn)
+    assert {one["max_iter"] for one in drawn} == {100, 101}
+    assert {one["leaves"] for one in drawn} == {10, 20, 30}
+    assert {round(one["share"], 6) for one in drawn} <= {0.2, 0.4, 0.6, 0.8, 1.0}
+    with pytest.raises(ConfigError, match=r"'C' is .* which has no bounds to search between"):
+        candidates.linear({"C": tune.randn(0, 1)})

@@ -15,7 +15,7 @@ from raymlops.search.estimators import XGBoostEstimator
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-FAMILIES = candidates.defaults()
+FAMILIES = (*candidates.defaults(), candidates.extra_trees())
 CLASSES = {"binary": 2, "multiclass": 3, "regression": 0}
 
 
@@ -101,11 +101,60 @@ def test_a_space_of_the_users_own_replaces_ours() -> None:
 
 def test_what_is_no_space_or_no_name_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"linear\(space=\.\.\.\) takes a function of an Optuna trial that returns a dict, not dict"
+        ConfigError,
+        match=r"linear\(space=\.\.\.\) takes a function of an Optuna trial that returns a dict, or a dict of .* not int",
     ):
-        candidates.linear({"C": 1.0})
+        candidates.linear(3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"name='a/b' is not a family's name"):
         candidates.xgboost(name="a/b")
+    with pytest.raises(ConfigError, match=r"is no estimator's class: give the class"):
+        candidates.sklearn(3, name="three")  # type: ignore[arg-type]
+
+
+def test_spaces_of_optuna_and_of_fixed_values_are_drawn_from() -> None:
+    space = {
+        "C": optuna.distributions.FloatDistribution(0.01, 1.0, log=True),
+        "max_iter": optuna.distributions.IntDistribution(100, 300, step=100),
+        "kind": optuna.distributions.CategoricalDistribution(["a", "b"]),
+        "fixed": 7,
+    }
+    drawn = [candidates.linear(space).space(optuna.create_study().ask()) for _ in range(5)]
+    assert all(0.01 <= one["C"] <= 1.0 and one["max_iter"] in (100, 200, 300) for one in drawn)
+    assert all(one["kind"] in "ab" and one["fixed"] == 7 for one in drawn)
+
+
+def test_any_estimator_of_scikit_learn_is_a_family() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    family = candidates.sklearn(
+        KNeighborsClassifier,
+        lambda trial: {"n_neighbors": trial.suggest_int("n_neighbors", 3, 9)},
+        name="neighbours",
+        start={"n_neighbors": 5},
+        tasks=("binary", "multiclass"),
+    )
+    x, y = rows("binary")
+    fitted = family.build(dict(family.start), "binary", 2, [2], seed=0).fit(x[:300], y[:300])
+    assert ((fitted.predict(x) > 0.5) == y).mean() > 0.8
+    assert family.tasks == ("binary", "multiclass")
+
+
+def test_native_categories_split_sets_and_survive_a_file(tmp_path: Any) -> None:
+    """Codes 1 and 3 of eight are the positive ones: one set split finds them, one threshold cannot."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 8, size=(2000, 1)).astype(np.float32)
+    y = np.isin(x[:, 0], (1, 3)).astype(float)
+    params = {"max_depth": 1, "rounds": 1, "learning_rate": 1.0, "max_cat_to_onehot": 1}
+    found = {}
+    for native in (True, False):
+        family = candidates.xgboost(native_categories=native)
+        made = family.build(params, "binary", 2, [0], seed=0).fit(x, y)
+        found[native] = ((made.predict(x) > 0.5) == y).mean()
+        made.save(tmp_path / "model.json")
+        np.testing.assert_array_equal(
+            XGBoostEstimator.load(tmp_path / "model.json", "binary", 2).predict(x), made.predict(x)
+        )
+    assert found[True] == 1.0 > found[False]
 
 
 def test_a_settled_family_has_nothing_left_to_draw() -> None:

@@ -1,53 +1,300 @@
-"""Cron expressions: what fits, what comes next, what is refused."""
+"""Which fit comes next: promotions, packs, time, lost workers; and a whole search without a cluster."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import time
+from typing import Any
 
+import numpy as np
 import pytest
 
-from raymlops.errors import ConfigError
-from raymlops.schedule import Cron
+from raymlops.data.schema import Column, DataContract
+from raymlops.data.snapshot import Arrays
+from raymlops.lake import Lake
+from raymlops.search import candidates
+from raymlops.search.journal import Journal, finished
+from raymlops.search.leaderboard import Leaderboard
+from raymlops.search.proposals import Earlier, Proposals
+from raymlops.search.schedule import Finished, Order, Proposal, Schedule, Wait, ladder
+from raymlops.search.selection import Outcome, Problem, Search
+from raymlops.search.work import Worker, left_over
 
 
-def at(text: str) -> float:
-    return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+class Numbers:
+    """Proposes 0, 1, 2, ...; remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.told: list[tuple[int, float, int]] = []
+        self.failed: list[int] = []
+
+    def ask(self) -> Proposal:
+        self.asked += 1
+        return Proposal(number=self.asked - 1, family="f", params={}, point={"x": self.asked - 1})
+
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None:
+        self.told.append((proposal.number, score, rung))
+
+    def fail(self, proposal: Proposal) -> None:
+        self.failed.append(proposal.number)
 
 
-@pytest.mark.parametrize(
-    ("text", "after", "then"),
-    [
-        ("* * * * *", "2026-01-01T00:00:00", "2026-01-01T00:01:00"),
-        ("0 3 * * mon", "2026-01-01T00:00:00", "2026-01-05T03:00:00"),
-        ("0 3 * * 7", "2026-01-01T00:00:00", "2026-01-04T03:00:00"),
-        ("*/20 9-10 * * *", "2026-01-01T09:40:30", "2026-01-01T10:00:00"),
-        ("5/25 0 * * *", "2026-01-01T00:30:00", "2026-01-01T00:55:00"),
-        ("0 0 29 feb *", "2096-03-01T00:00:00", "2104-02-29T00:00:00"),
-        ("0 0 13 * fri", "2026-01-01T00:00:00", "2026-01-02T00:00:00"),
-        ("0 0 13 * fri", "2026-01-09T00:00:00", "2026-01-13T00:00:00"),
-        ("0 0 13 * *", "2026-01-01T00:00:00", "2026-01-13T00:00:00"),
-        ("30 4 1,15 jan-mar *", "2026-03-15T04:30:00", "2027-01-01T04:30:00"),
-        ("@weekly", "2026-01-01T12:00:00", "2026-01-04T00:00:00"),
-    ],
+def outcome(score: float, *, full: bool = False, fit_s: float = 1.0) -> Outcome:
+    return Outcome(full=full, score=score, train_score=score, gap=0.0, fit_s=fit_s, learned={})
+
+
+def schedule(**changed: Any) -> Schedule:
+    given: dict[str, Any] = {"proposer": Numbers(), "shares": (1 / 9, 1 / 3, 1.0), "mode": "max", "trials": 9}
+    return Schedule(**{**given, **changed})
+
+
+def ordered(given: Order | Wait | Finished) -> Order:
+    assert isinstance(given, Order), given
+    return given
+
+
+def test_the_ladder_has_no_rung_of_too_few_rows() -> None:
+    assert ladder(1000) == (1.0,)
+    assert ladder(18_000) == pytest.approx((1 / 9, 1 / 3, 1.0))
+    assert len(ladder(1_000_000)) == 6
+
+
+def test_the_best_third_of_a_rung_moves_up_and_no_trial_runs_twice_on_one_rung() -> None:
+    plan = schedule(proposer=Numbers())
+    ran: list[tuple[int, int]] = []
+    while isinstance(given := plan.order(0.0), Order):
+        for job in given.jobs:
+            ran.append((job.proposal.number, job.rung))
+            # The third configuration is the best, and the further from it the worse.
+            score = -abs(job.proposal.number - 2.0)
+            plan.result(job.proposal.number, job.rung, outcome(score, full=job.share == 1.0))
+    assert given == Finished(reason="all 9 trials ended")
+    assert len(ran) == len(set(ran))
+    assert [number for number, rung in ran if rung == 0] == list(range(9))
+    assert (2, 2) in ran
+    assert sum(rung == 1 for _, rung in ran) <= 5
+    assert plan.ended[2].curve == ((1 / 9, 0.0), (1 / 3, 0.0), (1.0, 0.0))
+    assert plan.ended[2].fit_s == 3.0
+
+
+def test_the_lowest_loss_moves_up() -> None:
+    plan = schedule(mode="min", trials=3)
+    for score in (0.5, 0.1, 0.3):
+        job = ordered(plan.order(0.0)).jobs[0]
+        plan.result(job.proposal.number, job.rung, outcome(score))
+    assert [(job.proposal.number, job.rung) for job in ordered(plan.order(0.0)).jobs] == [(1, 1)]
+
+
+def test_fits_known_to_be_short_come_in_packs_and_the_rest_is_shared_by_all_workers() -> None:
+    plan = schedule(shares=(1.0,), trials=100, lanes=2)
+    assert len(ordered(plan.order(0.0)).jobs) == 1
+    plan.result(0, 0, outcome(1.0, full=True, fit_s=0.125))
+    assert len(ordered(plan.order(0.0)).jobs) == 4
+    sizes = []
+    while isinstance(given := plan.order(0.0), Order):
+        sizes.append(len(given.jobs))
+    assert sizes[-1] == 1
+    assert isinstance(given, Wait)
+
+
+def test_a_long_fit_comes_alone() -> None:
+    plan = schedule(shares=(1.0,), trials=100)
+    ordered(plan.order(0.0))
+    plan.result(0, 0, outcome(1.0, full=True, fit_s=3.0))
+    assert len(ordered(plan.order(0.0)).jobs) == 1
+
+
+def test_when_a_worker_dies_with_a_pack_each_fit_runs_alone_until_the_culprit_is_known() -> None:
+    plan = schedule(shares=(1.0,), trials=100)
+    ordered(plan.order(0.0))
+    plan.result(0, 0, outcome(1.0, full=True, fit_s=0.2))
+    pack = ordered(plan.order(0.0)).jobs
+    assert len(pack) == 3
+    plan.lost(pack, "the worker died")
+    assert 1 not in plan.ended
+    alone = ordered(plan.order(0.0)).jobs
+    assert alone == pack[:1]
+    plan.lost(alone, "the worker died")
+    assert plan.ended[1].status == "failed"
+    assert plan.ended[1].error == "the worker died"
+    assert [ordered(plan.order(0.0)).jobs[0].proposal.number for _ in range(2)] == [2, 3]
+
+
+def test_time_ends_the_search_and_what_runs_may_use_what_is_left() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=10.0)
+    job = ordered(plan.order(2.0)).jobs[0]
+    assert job.until_s == 8.0
+    plan.result(0, 0, outcome(1.0, full=True))
+    assert isinstance(plan.order(9.0), Order)
+    assert isinstance(plan.order(10.0), Wait)
+    plan.result(1, 0, outcome(1.0, full=True))
+    assert plan.order(10.0) == Finished(reason="the time budget is used")
+
+
+def test_a_search_that_has_no_trial_yet_goes_on_past_its_time() -> None:
+    plan = schedule(trials=None, deadline=1.0)
+    ordered(plan.order(0.0))
+    assert not plan.overdue(5.0)
+    plan.result(0, 0, outcome(0.5))
+    assert plan.overdue(5.0)
+
+
+def test_before_time_runs_out_the_best_so_far_is_fitted_on_all_rows() -> None:
+    plan = schedule(shares=(1 / 9, 1 / 3, 1.0), trials=None, deadline=100.0)
+    for score in (0.1, 0.9):
+        job = ordered(plan.order(1.0)).jobs[0]
+        plan.result(job.proposal.number, 0, outcome(score, fit_s=2.0))
+    job = ordered(plan.order(70.0)).jobs[0]
+    assert (job.proposal.number, job.share) == (1, 1.0)
+
+
+def test_a_window_of_the_past_that_is_complete_on_a_low_rung_stands_on_the_top_one() -> None:
+    plan = schedule(trials=1)
+    ordered(plan.order(0.0))
+    plan.result(0, 0, outcome(0.7, full=True))
+    assert plan.ended[0].status == "done"
+    assert plan.order(0.0) == Finished(reason="all 1 trials ended")
+
+
+def test_what_was_found_enough_ends_the_search_with_its_sentence() -> None:
+    plan = schedule(enough=lambda trials: "more time is not expected to help" if len(trials) == 2 else None)
+    for _ in range(2):
+        job = ordered(plan.order(0.0)).jobs[0]
+        plan.result(job.proposal.number, job.rung, outcome(0.5))
+    # One trial is still fitted on all rows.
+    job = ordered(plan.order(0.0)).jobs[0]
+    assert job.share == 1.0
+    plan.result(job.proposal.number, job.rung, outcome(0.5, full=True))
+    assert plan.order(0.0) == Finished(reason="more time is not expected to help")
+
+
+# --- a whole search, worker and journal, without a cluster -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arrays() -> Arrays:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9000, 3)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] + rng.normal(size=9000) * 0.3 > 0).astype(float)
+    cut = {"train": slice(0, 7000), "validation": slice(7000, 8000), "test": slice(8000, 9000)}
+    split = {f"{axis}_{name}": data[rows] for name, rows in cut.items() for axis, data in (("x", x), ("y", y))}
+    return Arrays(**split, time_test=None)
+
+
+CONTRACT = DataContract(
+    columns=tuple(Column(name=name, kind="number", nullable=False, minimum=-9.0, maximum=9.0) for name in "abc"),
+    label="y",
+    task="binary",
+    classes=(0, 1),
 )
-def test_the_next_fitting_minute(text: str, after: str, then: str) -> None:
-    assert Cron.parse(text).next_after(at(after)) == at(then)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("0 3 * *", "has 4 fields: give five"),
-        ("60 3 * * *", "'60' is no minute. Give 0 to 59"),
-        ("0 3 * moon *", "'moon' is no month. Give 1 to 12, or jan, feb"),
-        ("0 3 31 feb *", "never comes"),
-        ("0 5-3 * * *", "'5-3' is an empty hour"),
-        ("*/0 3 * * *", "'*/0' is an empty minute"),
-        ("*-3 3 * * *", "'*-3' is no minute"),
-        (5, "schedule=5 is not a schedule"),
-    ],
-)
-def test_what_cannot_be_a_schedule_is_refused(text: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Cron.parse(text)
-    assert sentence in str(caught.value)
+def searched(arrays: Arrays, journal: Journal, trials: int, most_orders: int = 1000) -> Schedule:
+    problem = Problem.of(Search(candidates=[candidates.linear(), candidates.xgboost()]), CONTRACT, arrays)
+    done = journal.open({"seed": 0})
+    proposals = Proposals(
+        problem.families,
+        (1.0,),
+        mode="max",
+        seed=0,
+        floor=0.5,
+        earlier=journal.earlier(),
+        known=[item.proposal for item in done],
+    )
+    plan = schedule(proposer=proposals, shares=ladder(7000), trials=trials)
+    for item in done:
+        plan.replay(item.proposal, item.rung, item.outcome, item.reason)
+    worker = Worker(problem, arrays)
+    while most_orders and isinstance(given := plan.order(time.monotonic()), Order):
+        most_orders -= 1
+        ended = worker.work(given)
+        journal.write(list(finished(given.jobs, ended)))
+        for job in given.jobs:
+            found = ended[job.proposal.number]
+            assert isinstance(found, Outcome), found
+            plan.result(job.proposal.number, job.rung, found)
+        assert left_over(given, ended) == ()
+    return plan
+
+
+def test_a_search_that_broke_off_goes_on_from_its_journal_and_the_next_starts_from_what_it_found(
+    arrays: Arrays, tmp_path: Any
+) -> None:
+    lake = Lake(str(tmp_path))
+    first = searched(arrays, Journal(lake, "churn", "rows", "e1"), 6, most_orders=3)
+    assert 3 <= len(first.ended) < 6
+    second = searched(arrays, Journal(lake, "churn", "rows", "e2"), 6)
+    assert all(second.ended[number].params == trial.params for number, trial in first.ended.items())
+    assert sorted(second.ended) == list(range(6))
+    assert [second.ended[number].family for number in (0, 1)] == ["linear", "xgboost"]
+    again = Journal(lake, "churn", "rows", "e2")
+    board = Leaderboard(metric="roc_auc", mode="max", trials=second.board)
+    again.open({"seed": 0})
+    again.close(board, second.points)
+    # Closed by e2: another event begins anew, with the promoted configuration first.
+    third = searched(arrays, Journal(lake, "churn", "rows", "e3"), 2)
+    assert dict(third.points[0]) == dict(second.points[board.best.number])
+
+
+def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
+    class Hangs:
+        name, tasks, start = "hangs", ("binary",), {}
+
+        def space(self, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def build(self, *_given: Any) -> Any:
+            import threading
+
+            threading.Event().wait()
+
+    problem = Problem.of(Search(candidates=[Hangs(), candidates.linear()]), CONTRACT, arrays)
+    plan = schedule(trial_timeout_s=0.2)
+    jobs = [
+        plan._job(Proposal(number=i, family=name, params={}, point={}), 0, 0.0)
+        for i, name in enumerate(("hangs", "linear"))
+    ]
+    worker = Worker(problem, arrays)
+    ended = worker.work(Order(jobs=tuple(jobs)))
+    assert ended == {0: "no result within 0.2 s (trial_timeout_s)"}
+    assert worker.stuck
+    assert left_over(Order(jobs=tuple(jobs)), ended) == (jobs[1],)
+
+
+def test_rows_and_binned_matrices_are_made_once_and_shared(arrays: Arrays) -> None:
+    from raymlops.search.rows import RowCache
+
+    cache = RowCache(arrays, 0)
+    whole = cache.get(1.0, 1.0)
+    assert np.shares_memory(whole.x, arrays.x_train)
+    assert cache.get(1.0, 1 / 3) is cache.get(1.0, 1 / 3)
+    made: list[int] = []
+    for _ in range(2):
+        whole.once(("train", 256), lambda: made.append(1))
+    assert made == [1]
+
+
+# --- proposals ----------------------------------------------------------------------------------------
+
+
+def test_a_champion_whose_ranges_no_longer_fit_is_not_proposed() -> None:
+    families = {"linear": candidates.linear()}
+    fitting = Earlier(point={"family": "linear", "linear.C": 0.3}, score=0.8, full=True)
+    beyond = Earlier(point={"family": "linear", "linear.C": 1e9}, score=0.9, full=True)
+    gone = Earlier(point={"family": "forest"}, score=0.9, full=True)
+    made = Proposals(families, (1.0,), mode="max", seed=0, floor=0.5, earlier=[beyond, gone, fitting])
+    assert made.ask().params == {"C": 0.3}
+    assert made.ask().params == {"C": 1.0}
+
+
+def test_proposals_learn_and_close_in_on_the_best() -> None:
+    families = {"linear": candidates.linear()}
+    made = Proposals(families, (1.0,), mode="max", seed=0, floor=-9.0)
+    scores = []
+    for _ in range(40):
+        proposal = made.ask()
+        score = -((np.log10(proposal.params["C"]) + 2.0) ** 2)  # best at C = 0.01
+        scores.append(score)
+        made.tell(proposal, score, rung=0, full=True)
+    assert np.mean(scores[-10:]) > np.mean(scores[:10])
+    assert max(scores) > -0.01

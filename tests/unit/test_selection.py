@@ -13,6 +13,7 @@ from raymlops.data.schema import Column, DataContract
 from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
 from raymlops.search import candidates
+from raymlops.search.cost import Cost
 from raymlops.search.selection import (
     Leaderboard,
     Objective,
@@ -293,3 +294,171 @@ def test_the_rows_since_a_change_are_one_more_window() -> None:
     assert recent_shares(10_000, 5_000) == (1.0, 0.5, 0.25, 0.1)
     for nothing_to_learn_from in (0, 9_700, 20_000):
         assert recent_shares(10_000, nothing_to_learn_from) == (1.0, 0.5, 0.25, 0.1)
+
+
+# --- what else a search may ask for ----------------------------------------------------------------
+
+
+def regression(n: int = 1200) -> tuple[Arrays, DataContract]:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(n, 2)).astype(np.float32)
+    y = 3 * x[:, 0] + np.sin(9 * x[:, 1]) + rng.normal(size=n)
+    parts = {"train": slice(0, n // 2), "validation": slice(n // 2, 3 * n // 4), "test": slice(3 * n // 4, n)}
+    split = {f"{axis}_{name}": data[rows] for name, rows in parts.items() for axis, data in (("x", x), ("y", y))}
+    columns = tuple(Column(name=name, kind="number", nullable=False, minimum=-9.0, maximum=9.0) for name in "ab")
+    return Arrays(**split, time_test=None), DataContract(columns=columns, label="y", task="regression", classes=())
+
+
+@pytest.mark.parametrize("family", [candidates.xgboost(), candidates.hist_boosting()], ids=lambda f: f.name)
+def test_a_quantile_is_exceeded_as_often_as_it_says(family: Any) -> None:
+    arrays, contract = regression()
+    spec = Search(candidates=[family, candidates.linear()], quantile=0.9)
+    problem = Problem.of(spec, contract, arrays)
+    assert set(problem.families) == {family.name}
+    assert problem.objective.metric == "pinball_0.9"
+    fitted = problem.build(family.name, dict(family.start)).fit(
+        arrays.x_train, arrays.y_train, arrays.x_validation, arrays.y_validation
+    )
+    assert 0.8 < (arrays.y_test <= fitted.predict(arrays.x_test)).mean() < 0.97
+    score = problem.objective.score(arrays.y_test, fitted.predict(arrays.x_test))
+    assert score == pytest.approx(sk.mean_pinball_loss(arrays.y_test, fitted.predict(arrays.x_test), alpha=0.9))
+    assert score < problem.objective.baseline(arrays.y_train, arrays.y_test)
+
+
+@pytest.mark.parametrize("family", [candidates.xgboost(), candidates.hist_boosting()], ids=lambda f: f.name)
+def test_a_monotone_column_moves_the_prediction_one_way_only(family: Any) -> None:
+    arrays, contract = regression()
+    sweep = np.column_stack([np.zeros(200), np.linspace(-1, 1, 200)]).astype(np.float32)
+    moves = {}
+    for wanted in ({}, {"b": 1}):
+        problem = Problem.of(Search(candidates=[family], monotone=wanted), contract, arrays)
+        fitted = problem.build(family.name, {**family.start}).fit(arrays.x_train, arrays.y_train)
+        moves[bool(wanted)] = np.diff(fitted.predict(sweep)).min()
+    assert moves[True] >= -1e-6 > moves[False]
+
+
+def test_balanced_weights_raise_the_rare_class(arrays: Arrays, contract: DataContract) -> None:
+    rare = arrays.y_train.copy()
+    rare[np.random.default_rng(0).random(len(rare)) < 0.8] = 0.0
+    few = {"n_estimators": 20, "max_iter": 20, "rounds": 20}
+
+    def own(x: Any, y: Any) -> Any:
+        return np.where(y == 1, 4.0, 1.0)
+
+    for family in (*candidates.defaults(), candidates.extra_trees()):
+        means = []
+        for weights in (None, "balanced", own):
+            problem = Problem.of(Search(candidates=[family], weights=weights), contract, arrays)
+            start = {**family.start, **{key: few[key] for key in few if key in family.start}}
+            fitted = problem.build(family.name, start).fit(arrays.x_train, rare)
+            means.append(fitted.predict(arrays.x_test).mean())
+        assert min(means[1:]) > means[0] + 0.05, family.name
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "y", "p", "expected"),
+    [
+        ("balanced_accuracy", "binary", Y2, P2, sk.balanced_accuracy_score(Y2, P2 >= 0.5)),
+        ("neg_log_loss", "multiclass", Y3, P3, -sk.log_loss(Y3, P3)),
+        (sk.make_scorer(sk.fbeta_score, beta=2), "binary", Y2, P2, sk.fbeta_score(Y2, P2 >= 0.5, beta=2)),
+        ("neg_median_absolute_error", "regression", YR, PR, -sk.median_absolute_error(YR, PR)),
+        (lambda y, p: float(((y - p) ** 4).mean()), "regression", YR, PR, ((YR - PR) ** 4).mean()),
+    ],
+    ids=["name", "proba", "scorer", "loss", "function"],
+)
+def test_metrics_of_scikit_learn_and_of_the_users_own(metric: Any, task: Any, y: Any, p: Any, expected: float) -> None:
+    objective = Search(metric=metric).objective(task)
+    assert objective.score(y, p) == pytest.approx(expected)
+    assert objective.mode == "max"
+    assert np.isfinite(objective.baseline(y[:200], y[200:]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"monotone": {"a": 2}}, "monotone={'a': 2}: give 1 (only rises) or -1 (only falls) by column."),
+        ({"quantile": 90}, "quantile=90 is no quantile: give a number between 0 and 1, such as 0.9."),
+        ({"weights": "blanced"}, "weights='blanced': give 'balanced', or a function of rows and labels."),
+        ({"prefer": "fats"}, "prefer='fats' is not known. Did you mean 'fast'?"),
+        ({"trials": None}, "trials=None and time_budget_s=None would search for ever: give one of them."),
+    ],
+)
+def test_wishes_that_cannot_work_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Search(**arguments)
+    assert str(caught.value) == sentence
+
+
+def test_wishes_that_do_not_fit_the_data_are_refused(arrays: Arrays, contract: DataContract) -> None:
+    with pytest.raises(ConfigError, match="monotone names 'aa', which is no column"):
+        Problem.of(Search(monotone={"aa": 1}), contract, arrays)
+    with pytest.raises(
+        ConfigError, match=r"quantile=0\.9 needs numbers to predict, and the label makes this a binary task"
+    ):
+        Problem.of(Search(quantile=0.9), contract, arrays)
+    with pytest.raises(ConfigError, match=r"monotone=.*none of the candidates can do it"):
+        Problem.of(Search(candidates=[candidates.linear()], monotone={"a": 1}), contract, arrays)
+
+
+# --- the one to promote ------------------------------------------------------------------------------
+
+
+def costed(number: int, score: float, latency_us: float, *, noise: float = 0.0) -> Trial:
+    rng = np.random.default_rng(5)
+    shared = rng.normal(0, 0.02, 20)
+    own = np.random.default_rng(number).normal(0, 1, 20) * noise
+    groups = tuple((score + shared + own - own.mean()).tolist())
+    return Trial(
+        number=number,
+        family="f",
+        params={},
+        score=score,
+        groups=groups,
+        cost=Cost(latency_us=latency_us, size_kb=1.0, features=3),
+    )
+
+
+def test_among_equals_the_cheapest_to_serve_is_promoted() -> None:
+    best, equal, worse = (
+        costed(0, 0.900, 900.0),
+        costed(1, 0.8995, 30.0, noise=0.005),
+        costed(2, 0.890, 10.0, noise=0.005),
+    )
+    trials = (best, equal, worse)
+    chosen = {
+        prefer: Leaderboard(metric="m", mode="max", trials=trials, prefer=prefer).best.number
+        for prefer in ("score", "balanced")
+    }
+    assert chosen == {"score": 0, "balanced": 1}
+    assert [t.number for t in Leaderboard(metric="m", mode="max", trials=trials, prefer="balanced").equals] == [0, 1]
+
+
+def test_a_score_that_is_lower_on_every_group_of_rows_is_not_equal() -> None:
+    # Its own error is large, and shared with the best: the difference has none.
+    board = Leaderboard(
+        metric="m", mode="max", trials=(costed(0, 0.9, 900.0), costed(1, 0.899, 30.0)), prefer="balanced"
+    )
+    assert board.best.number == 0
+
+
+def test_a_search_that_gains_nothing_more_is_enough_and_one_that_does_is_not() -> None:
+    from dataclasses import replace
+
+    from raymlops.search.stopping import Patience
+
+    flat = [replace(costed(i, 0.9, 1.0), params={"C": 1.0 + i}) for i in range(40)]
+    said = Patience("max")(flat)
+    assert said is not None
+    assert said.endswith("more time is not expected to help")
+    rng = np.random.default_rng(0)
+    rising = [
+        replace(costed(i, 0.5 + 0.4 * i / 40, 1.0), params={"C": float(np.exp(i / 4 + rng.normal()))})
+        for i in range(40)
+    ]
+    assert Patience("max")(rising) is None
+    assert Patience("max")(flat[:29]) is None
+
+
+def test_the_curve_tells_when_the_best_score_rose() -> None:
+    found = board(trial(0, 0.5), trial(1, 0.9, status="stopped"), trial(2, 0.4), trial(3, 0.6)).curve
+    assert found == ((1, 0.5), (4, 0.6))

@@ -46,6 +46,7 @@ from raymlops.registry.version import ModelVersion
 from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.decision import Decision, decide
+from raymlops.search.journal import Journal
 from raymlops.search.selection import Search, SearchResult, refit
 from raymlops.search.threshold import require_binary
 from raymlops.search.windows import choose_window
@@ -228,7 +229,7 @@ class Turn:
         self.progress.stage(
             "search", f"{snapshot.split.train:,} rows × {len(snapshot.contract.columns)} features, {objective.metric}"
         )
-        result = self._search(arrays, snapshot)
+        result = self._search(arrays, snapshot, event_id)
         run_id = self.registry.log_search(self.pipeline.name, result.leaderboard, event_id=event_id)
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
@@ -237,7 +238,7 @@ class Turn:
             self.progress.stage("register", "refit on all rows, package, register")
             return self._register(Path(scratch) / "final", arrays, snapshot, result, judged, event_id, run_id)
 
-    def _search(self, arrays: Arrays, snapshot: DatasetSnapshot) -> SearchResult:
+    def _search(self, arrays: Arrays, snapshot: DatasetSnapshot, event_id: str) -> SearchResult:
         """The pipeline's search; or for a retraining by the champion's settings, the choice of the window."""
         spec, policy = self.pipeline.search, self.pipeline.retrain
         ordered, max_gap = snapshot.split.ordered, self.pipeline.gate.max_gap
@@ -265,6 +266,7 @@ class Turn:
             settings=self.settings,
             max_gap=max_gap,
             on_trial=self.progress.trial,
+            journal=Journal(self.lake, self.pipeline.name, snapshot.fingerprint, event_id),
         )
 
     def _change_row(self, snapshot: DatasetSnapshot) -> int | None:

@@ -241,9 +241,7 @@ class MlflowRegistry:
         if len(groups) > 1:
             numbers[f"{metric}_se"] = statistics.stdev(groups) / len(groups) ** 0.5
         curve = [
-            Metric(f"curve_{metric}", score, at, round(100 * share))
-            for share, score in getattr(trial, "curve", ())
-            if score == score
+            Metric(f"curve_{metric}", score, at, round(100 * share)) for share, score in trial.curve if score == score
         ]
         self._client.log_batch(
             run_id,

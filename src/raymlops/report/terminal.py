@@ -59,7 +59,8 @@ class RichProgress:
             self._plain.stage(name, detail)
 
     def trial(self, trial: Trial) -> None:
-        self._trials.append(trial)
+        # A trial that has climbed to more rows comes again, with its new score.
+        self._trials = [*(old for old in self._trials if old.number != trial.number), trial]
         if self._plain is not None:
             self._plain.trial(trial)
 

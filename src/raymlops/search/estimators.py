@@ -5,7 +5,8 @@ Only numpy, scikit-learn and XGBoost: a package that holds one of these loads wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from raymlops.data.schema import Task
 
 Floats = NDArray[np.floating[Any]]
+Weigh = Callable[[Floats, Floats], Floats]
 
 _PATIENCE = 20
+_WATCHED_ROWS = 50_000
 _OBJECTIVE: dict[Task, str] = {
     "binary": "binary:logistic",
     "multiclass": "multi:softprob",
@@ -47,22 +50,40 @@ _WATCHED = {"roc_auc": "auc", "average_precision": "aucpr", "mae": "mae"}
 
 
 class XGBoostEstimator:
-    """Gradient-boosted trees (Chen & Guestrin 2016), histogram method, one thread.
+    """Gradient-boosted trees (Chen & Guestrin 2016), histogram method, on quantile bins.
 
-    With validation rows the number of rounds is found by early stopping, unless ``stopping`` was set to false. Category codes are split on as numbers: that
-    keeps the model convertible to ONNX.
+    With validation rows the number of rounds is found by early stopping, unless ``stopping`` was set to false. Category
+    codes are split on as numbers: that keeps the model convertible to ONNX. With ``max_leaves`` among the parameters trees grow
+    leaf by leaf, the best split first.
+
+    Attributes
+    ----------
+    most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
+    threads : for the fit; prediction takes one
+    until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
+    monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
+    quantile : of a regression to predict; ``None`` predicts the mean
+    once : keeps binned matrices from fit to fit on the same rows, see :meth:`raymlops.search.rows.Rows.once`
     """
 
     def __init__(self, params: Mapping[str, Any], task: Task, n_classes: int, rounds: int, seed: int) -> None:
         self.task = task
         self.n_classes = n_classes
-        self.rounds = rounds
+        self.rounds = self.most = rounds
         self.stopping = True
+        self.threads = 1
+        self.until_s: float | None = None
+        self.weigh: Weigh | None = None
+        self.monotone: tuple[int, ...] = ()
+        self.quantile: float | None = None
+        self.categorical: tuple[int, ...] = ()
+        self.once: Callable[[Any, Callable[[], Any]], Any] = lambda _key, make: make()
         self.learned: dict[str, Any] = {}
         self._params = {
+            **({"grow_policy": "lossguide", "max_depth": 0} if "max_leaves" in params else {}),
             **params,
             "objective": _OBJECTIVE[task],
-            "nthread": 1,
             "tree_method": "hist",
             "seed": seed,
             "verbosity": 0,
@@ -71,33 +92,73 @@ class XGBoostEstimator:
             self._params["num_class"] = n_classes
         self.booster: xgb.Booster | None = None
 
+    @property
+    def bins(self) -> int:
+        """Quantile bins a column."""
+        return int(self._params.get("max_bin", 256))
+
+    def settings(self) -> dict[str, Any]:
+        """What ``xgboost.train`` is given."""
+        params = {**self._params, "nthread": self.threads}
+        if any(self.monotone):
+            params["monotone_constraints"] = tuple(self.monotone)
+        if self.quantile is not None:
+            params |= {"objective": "reg:quantileerror", "quantile_alpha": self.quantile, "eval_metric": "quantile"}
+        return params
+
     def watch(self, metric: str) -> None:
         """Let ``metric`` choose the rounds: under a shift of the base rate, log loss stops a ranking far too early."""
         if metric in _WATCHED and self.task != "multiclass":
             self._params["eval_metric"] = _WATCHED[metric]
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
-        train = xgb.DMatrix(x, label=y, nthread=1)
+        bins, params = self.bins, self.settings()
+        train = self.once(("train", bins), lambda: self._matrix(x, y, bins))
+        ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
-            self.booster = xgb.train(self._params, train, num_boost_round=self.rounds)
+            self.booster = xgb.train(params, train, num_boost_round=self.rounds, callbacks=ends)
+            if ends and self.booster.num_boosted_rounds() < self.rounds:
+                self.learned = {"rounds": self.booster.num_boosted_rounds()}
             return self
-        validation = xgb.DMatrix(x_val, label=y_val, nthread=1)
+        some = np.linspace(0, len(x_val) - 1, min(len(x_val), _WATCHED_ROWS)).astype(int)
+        y_val = np.zeros(len(x_val)) if y_val is None else y_val
+        watched = self.once(("watched", bins), lambda: self._matrix(x_val[some], y_val[some], bins, train))
+        patience = max(_PATIENCE, int(3.0 / float(self._params.get("learning_rate", 0.3))))
         grown = xgb.train(
-            self._params,
+            params,
             train,
-            num_boost_round=self.rounds,
-            evals=[(validation, "validation")],
-            early_stopping_rounds=_PATIENCE,
+            num_boost_round=self.most,
+            evals=[(watched, "validation")],
+            early_stopping_rounds=patience,
             verbose_eval=False,
+            callbacks=ends,
         )
         kept = int(grown.best_iteration) + 1
         self.learned = {"rounds": kept}
         self.booster = grown[:kept]
         return self
 
+    def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
+        weight = None if self.weigh is None else self.weigh(x, y)
+        kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])] if self.categorical else None
+        return xgb.QuantileDMatrix(
+            x,
+            label=y,
+            weight=weight,
+            nthread=self.threads,
+            max_bin=bins,
+            ref=like,
+            feature_types=kinds,
+            enable_categorical=bool(kinds),
+        )
+
     def predict(self, x: Floats) -> Floats:
         if self.booster is None:
             raise RuntimeError("fit() comes before predict().")
+        if self.categorical:
+            kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])]
+            rows = xgb.DMatrix(x, feature_types=kinds, enable_categorical=True, nthread=1)
+            return np.asarray(self.booster.predict(rows), dtype=np.float64)
         return np.asarray(self.booster.inplace_predict(x), dtype=np.float64)
 
     def save(self, path: Path) -> None:
@@ -111,20 +172,34 @@ class XGBoostEstimator:
         loaded = cls({}, task, n_classes, rounds=0, seed=0)
         loaded.booster = xgb.Booster({"nthread": 1})
         loaded.booster.load_model(path)
+        kinds = loaded.booster.feature_types or []
+        loaded.categorical = tuple(i for i, kind in enumerate(kinds) if kind == "c")
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state = {key: value for key, value in self.__dict__.items() if key not in ("once", "weigh")}
         state["booster"] = None if self.booster is None else bytes(self.booster.save_raw("json"))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         raw = state.pop("booster")
         self.__dict__.update(state)
+        self.once = lambda _key, make: make()
+        self.weigh = None
         self.booster = None
         if raw is not None:
             self.booster = xgb.Booster({"nthread": 1})
             self.booster.load_model(bytearray(raw))
+
+
+class _Until(xgb.callback.TrainingCallback):
+    """Ends boosting when its time is used."""
+
+    def __init__(self, until_s: float) -> None:
+        self._ends = time.monotonic() + until_s
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        return time.monotonic() >= self._ends
 
 
 class SklearnEstimator:
@@ -135,11 +210,19 @@ class SklearnEstimator:
         self.task = task
         self.n_classes = n_classes
         self.learned: dict[str, Any] = {}
+        self.weigh: Weigh | None = None
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> SklearnEstimator:
+        given: dict[str, Any] = {}
+        if self.weigh is not None:
+            steps = getattr(self.pipeline, "steps", None)
+            given = {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": self.weigh(x, y)}
         with threadpool_limits(1):
-            self.pipeline.fit(x, y)
+            self.pipeline.fit(x, y, **given)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "weigh": None}
 
     def predict(self, x: Floats) -> Floats:
         if self.task == "regression":
@@ -161,10 +244,19 @@ class SklearnEstimator:
 class HistBoostingEstimator(SklearnEstimator):
     """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0."""
 
+    def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
+        super().__init__(pipeline, task, n_classes)
+        self.monotone: tuple[int, ...] = ()
+        self.quantile: float | None = None
+
     def fit(
         self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None
     ) -> HistBoostingEstimator:
         self.empty = np.isnan(x).all(axis=0)
+        if any(self.monotone):
+            self.pipeline.set_params(monotonic_cst=list(self.monotone))
+        if self.quantile is not None:
+            self.pipeline.set_params(loss="quantile", quantile=self.quantile)
         super().fit(self._filled(x), y)
         return self
 
@@ -200,6 +292,31 @@ def random_forest(
     kind = RandomForestRegressor if task == "regression" else RandomForestClassifier
     model = kind(**params, n_jobs=1, random_state=seed)
     return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+
+
+def extra_trees(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """Extremely randomised trees, with the forest's preprocessing."""
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+    from sklearn.pipeline import make_pipeline
+
+    kind = ExtraTreesRegressor if task == "regression" else ExtraTreesClassifier
+    model = kind(**params, n_jobs=1, random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+
+
+def wrapped(
+    params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
+) -> SklearnEstimator:
+    """What the user's own ``make`` builds of the drawn parameters."""
+    from sklearn.pipeline import make_pipeline
+
+    own = {key: value for key, value in params.items() if key not in ("make", "one_hot")}
+    model = params["make"](**own)
+    if "random_state" in model.get_params() and "random_state" not in own:
+        model.set_params(random_state=seed)
+    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=params["one_hot"]), model), task, n_classes)
 
 
 def hist_boosting(

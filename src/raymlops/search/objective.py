@@ -5,9 +5,10 @@ Plain numpy, so that the steward can score live predictions without importing a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,12 @@ def r2(y: Array, p: Array) -> float:
     return 1.0 - float(((p - y) ** 2).sum()) / spread if spread > 0 else float("nan")
 
 
+def pinball(y: Array, p: Array, quantile: float = 0.5) -> float:
+    """Mean quantile loss (Koenker & Bassett 1978): ``q · max(y - p, 0) + (1 - q) · max(p - y, 0)``."""
+    short = y - p
+    return float(np.maximum(quantile * short, (quantile - 1.0) * short).mean())
+
+
 def _decide(p: Array) -> Array:
     return (p >= 0.5).astype(np.float64) if p.ndim == 1 else p.argmax(axis=1).astype(np.float64)
 
@@ -128,28 +135,51 @@ _AUTO: dict[Task, str] = {"binary": "roc_auc", "multiclass": "log_loss", "regres
 class Objective:
     """A metric with its direction: ``mode="max"`` when more is better.
 
+    ``function`` computes a metric that is none of ours, from ``y`` and predictions as :meth:`score` takes them.
+
     >>> Objective.of("auto", "binary")
     Objective(metric='roc_auc', mode='max')
     """
 
     metric: str
     mode: Mode
+    function: Callable[[Array, Array], float] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.function is not None:
+            return
         if self.metric not in _METRICS:
             raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), _METRICS)}")
         if self.mode != _METRICS[self.metric][1]:
             raise ConfigError(f"mode={self.mode!r} does not fit {self.metric}: it is {_METRICS[self.metric][1]!r}.")
 
     @classmethod
-    def of(cls, metric: str, task: Task) -> Objective:
-        """The objective for ``task``; ``"auto"`` is roc_auc, log_loss or rmse.
+    def of(cls, metric: Any, task: Task, *, mode: Mode = "max", quantile: float | None = None) -> Objective:
+        """The objective for ``task``.
+
+        Parameters
+        ----------
+        metric : a name of ours, ``"auto"`` (roc_auc, log_loss or rmse), a name or an object of scikit-learn's scorers, or a
+            function of ``y`` and the prediction that returns a number
+        mode : of such a function
+        quantile : of a regression; ``"auto"`` is then its pinball loss
 
         Raises
         ------
         ConfigError : an unknown metric, or one that does not fit the task
         """
+        if quantile is not None and task != "regression":
+            raise ConfigError(
+                f"quantile={quantile:g} needs numbers to predict, and the label makes this a {task} task."
+            )
+        if quantile is not None and metric == "auto":
+            loss = functools.partial(pinball, quantile=quantile)
+            return cls(metric=f"pinball_{quantile:g}", mode="min", function=loss)
+        if not isinstance(metric, str):
+            return cls._foreign(metric, task, mode)
         name = _AUTO[task] if metric == "auto" else metric
+        if name not in _METRICS and (scorer := sklearn_scorer(name)) is not None:
+            return cls._foreign(scorer, task, mode, name)
         if name not in _METRICS:
             raise ConfigError(f"metric={metric!r} is not known.{nearest(str(metric), (*_METRICS, 'auto'))}")
         _, mode, tasks = _METRICS[name]
@@ -159,6 +189,15 @@ class Objective:
                 f"metric={name!r} does not fit a {task} label: it needs {' or '.join(tasks)}. Use one of {fitting}."
             )
         return cls(metric=name, mode=mode)
+
+    @classmethod
+    def _foreign(cls, given: Any, task: Task, mode: Mode, name: str = "") -> Objective:
+        if hasattr(given, "_score_func"):
+            # A scorer's sign makes more always better.
+            label = name or getattr(given._score_func, "__name__", "score")
+            return cls(metric=label, mode="max", function=_Scorer(given, task))
+        label = getattr(given, "__name__", type(given).__name__).strip("<>")
+        return cls(metric=label, mode=mode, function=given)
 
     def score(self, y: Array, prediction: Array) -> float:
         """The metric over rows.
@@ -175,7 +214,7 @@ class Objective:
         y, prediction = np.asarray(y, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
         if len(y) == 0 or not np.isfinite(prediction).all():
             return float("nan")
-        return _METRICS[self.metric][0](y, prediction)
+        return float((self.function or _METRICS[self.metric][0])(y, prediction))
 
     def better(self, a: float, b: float) -> bool:
         """Whether ``a`` is strictly better than ``b``; NaN is worse than everything and never better."""
@@ -206,6 +245,8 @@ class Objective:
         mean for rmse and r2, the median for mae.
         """
         n = len(y_test)
+        if self.function is not None:
+            return self._foreign_baseline(np.asarray(y_train), y_test)
         if self.metric in ("rmse", "r2"):
             return self.score(y_test, np.full(n, float(np.mean(y_train))))
         if self.metric == "mae":
@@ -216,3 +257,35 @@ class Objective:
         if n_classes > 2:
             return self.score(y_test, np.tile(rates, (n, 1)))
         return self.score(y_test, np.full(n, 1.0 if self.metric == "f1" else rates[1]))
+
+    def _foreign_baseline(self, y_train: Array, y_test: Array) -> float:
+        """The best of a few constants: of a metric that is not ours it is not known which one is."""
+        n = len(y_test)
+        if isinstance(self.function, _Scorer) and self.function.task != "regression":
+            k = max(2, int(max(np.max(y_train), np.max(y_test, initial=0.0))) + 1)
+            rates = (np.bincount(y_train.astype(int), minlength=k) + 1) / (len(y_train) + k)
+            constants = [np.tile(rates, (n, 1)) if k > 2 else np.full(n, rates[1])]
+        else:
+            values = [float(np.mean(y_train)), *(float(q) for q in np.quantile(y_train, np.linspace(0.05, 0.95, 19)))]
+            constants = [np.full(n, value) for value in values]
+        scores = [self.score(y_test, constant) for constant in constants]
+        return max(scores) if self.mode == "max" else min(scores)
+
+
+class _Scorer:
+    """A scikit-learn scorer's function over predictions that were already made."""
+
+    def __init__(self, scorer: Any, task: Task) -> None:
+        self._scorer, self.task = scorer, task
+
+    def __call__(self, y: Array, p: Array) -> float:
+        scorer = self._scorer
+        labels = scorer._response_method == "predict" and self.task != "regression"
+        return float(scorer._sign * scorer._score_func(y, _decide(p) if labels else p, **scorer._kwargs))
+
+
+def sklearn_scorer(name: str) -> Any | None:
+    """scikit-learn's scorer of that name, or ``None``; it is imported only for a name that is not ours."""
+    from sklearn.metrics import get_scorer, get_scorer_names
+
+    return get_scorer(name) if name in get_scorer_names() else None

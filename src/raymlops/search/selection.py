@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raymlops.clock import seconds
-from raymlops.errors import ConfigError, SearchFailed, nearest
+from raymlops.errors import ConfigError, nearest
 from raymlops.search.candidates import Candidate, defaults
-from raymlops.search.objective import METRICS, Mode, Objective
+from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
+from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
+from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
+from raymlops.search.rows import RowCache, chosen
 from raymlops.search.threshold import ThresholdSpec, check_spec
 
 if TYPE_CHECKING:
@@ -24,23 +26,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Leaderboard",
+    "Mode",
     "Objective",
     "Outcome",
     "Problem",
     "Search",
     "SearchResult",
     "Trial",
+    "TrialStatus",
     "compare_windows",
     "finish",
     "refit",
     "run_trial",
 ]
 
-TrialStatus = Literal["done", "stopped", "failed"]
-
 RECENT = (1.0, 0.5, 0.25, 0.1)
 _MIN_RECENT_ROWS = 500
 _TRAIN_SCORE_ROWS = 20_000
+_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +53,21 @@ class Search:
     Attributes
     ----------
     candidates : families from :mod:`raymlops.search.candidates`, or the user's own; ``None`` takes all four built in
-    metric : what to optimise; ``"auto"`` is roc_auc, log_loss or rmse, by the task
-    trials : configurations to try; each family's default comes first
-    time_budget_s : stop starting trials after this time (seconds, or ``"10m"``); ``None`` has no limit
+    metric : what to optimise; ``"auto"`` is roc_auc, log_loss or rmse, by the task. Also a name of scikit-learn's scorers, a
+        scorer, or a function of ``y`` and the prediction (probabilities or values)
+    mode : ``"max"`` or ``"min"``, of a metric that is a function
+    quantile : of a regression to predict, such as 0.9, instead of its mean
+    weights : ``"balanced"`` weighs every class alike (its probabilities are then no longer calibrated), or a function of the encoded
+        rows ``(n, d)`` and labels ``(n,)`` that returns sample weights ``(n,)``
+    monotone : 1 or -1 by column: the prediction may only rise, or only fall, with it
+    trials : configurations to try; each family's default comes first; ``None`` tries on until the time budget is used
+    time_budget_s : the search takes at most this time (seconds, or ``"10m"``); ``None`` has no limit
     max_concurrent : trials at once, one CPU each
+    trial_timeout_s : a fit that takes longer is given up and counted as failed; ``None`` allows 20 times what such a
+        fit took before, at least a minute
+    stop_early : end when another trial is not expected to gain a tenth of the score's standard error
+    prefer : among trials that the validation rows do not tell apart, take the cheapest to serve: ``"balanced"`` within one
+        standard error, ``"fast"`` (latency) and ``"small"`` (size) within two; ``"score"`` always takes the best score
     seed : of samplers, models and sub-samples
     recency : with rows in time order, also search how much of the past to learn from
     calibrate : let serving correct the probabilities, where unseen rows ask for it (:mod:`raymlops.search.calibration`)
@@ -66,10 +80,17 @@ class Search:
     """
 
     candidates: Sequence[Candidate] | None = None
-    metric: str = "auto"
-    trials: int = 20
+    metric: Any = "auto"
+    mode: Mode = "max"
+    quantile: float | None = None
+    weights: str | Callable[[Floats, Floats], Floats] | None = None
+    monotone: Mapping[str, int] = field(default_factory=dict)
+    trials: int | None = 20
     time_budget_s: float | str | None = None
     max_concurrent: int = 2
+    trial_timeout_s: float | str | None = None
+    stop_early: bool = True
+    prefer: Prefer = "balanced"
     seed: int = 0
     recency: bool = True
     calibrate: bool = True
@@ -77,24 +98,48 @@ class Search:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
-        if self.metric != "auto" and self.metric not in METRICS:
-            raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), (*METRICS, 'auto'))}")
+        self._check_what()
         for name in ("trials", "max_concurrent"):
             value = getattr(self, name)
+            if name == "trials" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}={value!r} cannot work: give a whole number of at least 1.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
         check_spec(self.threshold)
-        if self.time_budget_s is not None:
-            budget = seconds(self.time_budget_s, "time_budget_s")
-            if budget == 0:
-                raise ConfigError("time_budget_s=0 leaves no time for a trial: give more, or None for no limit.")
-            object.__setattr__(self, "time_budget_s", budget)
+        if self.prefer not in PREFERENCES:
+            raise ConfigError(f"prefer={self.prefer!r} is not known.{nearest(str(self.prefer), PREFERENCES)}")
+        if self.trials is None and self.time_budget_s is None:
+            raise ConfigError("trials=None and time_budget_s=None would search for ever: give one of them.")
+        for name in ("time_budget_s", "trial_timeout_s"):
+            given = getattr(self, name)
+            if given is not None:
+                budget = seconds(given, name)
+                if budget == 0:
+                    raise ConfigError(f"{name}=0 leaves no time for a trial: give more, or None for no limit.")
+                object.__setattr__(self, name, budget)
+
+    def _check_what(self) -> None:
+        """The fields that say what to learn."""
+        known = (
+            self.metric == "auto" or self.metric in METRICS if isinstance(self.metric, str) else callable(self.metric)
+        )
+        if not known and not (isinstance(self.metric, str) and sklearn_scorer(self.metric)):
+            raise ConfigError(f"metric={self.metric!r} is not known.{nearest(str(self.metric), (*METRICS, 'auto'))}")
+        if self.mode not in ("max", "min"):
+            raise ConfigError(f"mode={self.mode!r} is no direction: give 'max' or 'min'.")
+        if self.quantile is not None and not (isinstance(self.quantile, float) and 0 < self.quantile < 1):
+            raise ConfigError(f"quantile={self.quantile!r} is no quantile: give a number between 0 and 1, such as 0.9.")
+        if self.weights is not None and self.weights != "balanced" and not callable(self.weights):
+            raise ConfigError(f"weights={self.weights!r}: give 'balanced', or a function of rows and labels.")
+        wrong = {column: sign for column, sign in self.monotone.items() if sign not in (1, -1)}
+        if wrong:
+            raise ConfigError(f"monotone={wrong!r}: give 1 (only rises) or -1 (only falls) by column.")
 
     def objective(self, task: Task) -> Objective:
         """The metric for a task. Raises :class:`ConfigError` when it does not fit."""
-        return Objective.of(self.metric, task)
+        return Objective.of(self.metric, task, mode=self.mode, quantile=self.quantile)
 
     def families(self, task: Task) -> tuple[Candidate, ...]:
         """The candidates that can do a task. Raises :class:`ConfigError` when none can."""
@@ -102,6 +147,14 @@ class Search:
         if not able:
             names = ", ".join(candidate.name for candidate in self.candidates or ())
             raise ConfigError(f"The label makes this a {task} task, and none of the candidates ({names}) can do it.")
+        for wish in ("quantile", "monotone"):
+            if getattr(self, wish):
+                able = tuple(candidate for candidate in able if wish in getattr(candidate, "can", ()))
+                if not able:
+                    raise ConfigError(
+                        f"{wish}={getattr(self, wish)!r}: none of the candidates can do it. Give candidates.xgboost() or "
+                        "candidates.hist_boosting()."
+                    )
         return able
 
 
@@ -127,91 +180,6 @@ def _families(given: Sequence[Candidate] | None) -> tuple[Candidate, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One configuration and what came of it.
-
-    Attributes
-    ----------
-    params : the family's parameters, with ``recent`` (share of the newest rows learnt from) and what fitting fixed
-    score, train_score : on the validation rows and on the rows learnt from; NaN when failed
-    gap : over-fitting, see :meth:`Objective.gap`
-    status : ``done`` at full size, ``stopped`` early on a sample, or ``failed`` with ``error``
-    """
-
-    number: int
-    family: str
-    params: Mapping[str, Any]
-    score: float = float("nan")
-    train_score: float = float("nan")
-    gap: float = float("nan")
-    fit_s: float = 0.0
-    status: TrialStatus = "done"
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaderboard:
-    """All trials of one search, in the order they ended.
-
-    ``max_gap`` is the gate's limit: a trial beyond it is chosen only when there is no other, since the gate would refuse it.
-    """
-
-    metric: str
-    mode: Mode
-    trials: tuple[Trial, ...]
-    max_gap: float | None = None
-
-    @property
-    def ranked(self) -> tuple[Trial, ...]:
-        """Trials with a score, the one to promote first: full size before stopped, within the gap before beyond it."""
-        sign = -1.0 if self.mode == "max" else 1.0
-        scored = [trial for trial in self.trials if trial.status != "failed" and np.isfinite(trial.score)]
-        return tuple(sorted(scored, key=lambda t: (t.status != "done", not self._within(t), sign * t.score, t.number)))
-
-    @property
-    def best(self) -> Trial:
-        """The one to promote. Raises :class:`SearchFailed` when no trial has a score."""
-        ranked = self.ranked
-        if not ranked:
-            reasons = (
-                "; ".join(f"{count} x {reason}" for reason, count in self.errors.items()) or "no trial ended in time"
-            )
-            raise SearchFailed(f"None of {len(self.trials)} trials gave a model: {reasons}.", {"errors": self.errors})
-        return ranked[0]
-
-    @property
-    def errors(self) -> dict[str, int]:
-        """Why trials failed, and how many did, the commonest first."""
-        return dict(Counter(trial.error for trial in self.trials if trial.status == "failed").most_common())
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-serialisable rows, best first, failures last; a score that is not finite is ``None``."""
-        ranked = self.ranked
-        rest = [trial for trial in self.trials if trial not in ranked]
-        return [
-            {
-                "number": trial.number,
-                "family": trial.family,
-                "score": _finite(trial.score),
-                "train_score": _finite(trial.train_score),
-                "gap": _finite(trial.gap),
-                "fit_s": round(trial.fit_s, 3),
-                "status": trial.status,
-                "error": trial.error,
-                "params": dict(trial.params),
-            }
-            for trial in (*ranked, *rest)
-        ]
-
-    def _within(self, trial: Trial) -> bool:
-        return self.max_gap is None or not trial.gap > self.max_gap
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Everything about the task that a trial needs besides its parameters; small, crosses to the workers."""
 
@@ -222,6 +190,9 @@ class Problem:
     seed: int
     baseline: float
     families: Mapping[str, Candidate] = field(repr=False)
+    weights: str | Callable[[Floats, Floats], Floats] | None = None
+    monotone: tuple[int, ...] = ()
+    quantile: float | None = None
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -234,23 +205,56 @@ class Problem:
             seed=search.seed,
             baseline=objective.baseline(arrays.y_train, arrays.y_validation),
             families={candidate.name: candidate for candidate in search.families(contract.task)},
+            weights=search.weights,
+            monotone=_monotone(search.monotone, contract),
+            quantile=search.quantile,
         )
 
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
         own = {key: value for key, value in params.items() if key != "recent"}
-        estimator = self.families[family].build(own, self.task, self.n_classes, list(self.categorical), self.seed)
+        estimator: Any = self.families[family].build(own, self.task, self.n_classes, list(self.categorical), self.seed)
+        if self.weights is not None and not hasattr(estimator, "weigh"):
+            raise ConfigError(f"weights= does not reach {family!r}: its estimators have no attribute 'weigh'.")
+        if self.weights is not None:
+            estimator.weigh = _balanced if self.weights == "balanced" else self.weights
+        if self.monotone:
+            estimator.monotone = self.monotone
+        if self.quantile is not None:
+            estimator.quantile = self.quantile
         watch = getattr(estimator, "watch", None)
         if watch is not None:
             watch(self.objective.metric)
-        return estimator
+        built: Estimator = estimator
+        return built
+
+
+def _monotone(wanted: Mapping[str, int], contract: DataContract) -> tuple[int, ...]:
+    """Signs by column of the contract. Raises :class:`ConfigError` for a column that is not there or has no order."""
+    for name in wanted:
+        column = next((item for item in contract.columns if item.name == name), None)
+        if column is None:
+            raise ConfigError(f"monotone names {name!r}, which is no column.{nearest(name, contract.names)}")
+        if column.kind == "category":
+            raise ConfigError(f"monotone names {name!r}, whose values are categories: they have no order.")
+    return tuple(wanted.get(column.name, 0) for column in contract.columns) if wanted else ()
+
+
+def _balanced(x: Floats, y: Floats) -> Floats:
+    """Weights with which every class weighs alike and the mean is 1 (King & Zeng 2001)."""
+    counts = np.bincount(y.astype(int))
+    weights: Floats = (len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[y.astype(int)]
+    return weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one fit of one trial measured.
 
-    ``full`` tells a fit on all the rows the trial asks for from one on a sample; ``learned`` are the parameters that the
-    validation rows fixed.
+    Attributes
+    ----------
+    full : a fit on all the rows the trial asks for, not on a sample of them
+    learned : parameters that the validation rows fixed
+    groups, cost : see :class:`Trial`; only of a full fit
     """
 
     full: bool
@@ -259,35 +263,61 @@ class Outcome:
     gap: float
     fit_s: float
     learned: Mapping[str, Any]
+    groups: tuple[float, ...] = ()
+    cost: Cost | None = None
 
 
-def run_trial(problem: Problem, arrays: Arrays, family: str, params: Mapping[str, Any], share: float = 1.0) -> Outcome:
+def run_trial(
+    problem: Problem,
+    arrays: Arrays,
+    family: str,
+    params: Mapping[str, Any],
+    share: float = 1.0,
+    *,
+    cache: RowCache | None = None,
+    until_s: float | None = None,
+) -> Outcome:
     """Fit on the newest ``params["recent"]`` of the train rows, thinned to at most ``share`` of all; score on validation.
 
     Windows of different length get the same number of rows at one ``share``, so that halving compares like with like.
+    ``cache`` keeps the cuts from fit to fit; estimators that can end early do so after ``until_s`` seconds.
+
     Raises whatever the family raises, and ``ValueError`` when the metric is not defined on these rows.
     """
     started = time.perf_counter()
     recent = float(params.get("recent", 1.0))
-    rows = _rows(len(arrays.y_train), recent, min(1.0, share / recent), problem.seed)
-    x, y = arrays.x_train[rows], arrays.y_train[rows]
-    estimator = problem.build(family, params)
-    estimator.fit(x, y, arrays.x_validation, arrays.y_validation)
-    score = problem.objective.score(arrays.y_validation, estimator.predict(arrays.x_validation))
+    rows = (cache or RowCache(arrays, problem.seed)).get(recent, share)
+    estimator: Any = problem.build(family, params)
+    if hasattr(estimator, "once"):
+        estimator.once = rows.once
+    if hasattr(estimator, "until_s"):
+        estimator.until_s = until_s
+    estimator.fit(rows.x, rows.y, rows.x_val, rows.y_val)
+    prediction = estimator.predict(rows.x_val)
+    score = problem.objective.score(rows.y_val, prediction)
     if not np.isfinite(score):
         raise ValueError(
             f"{problem.objective.metric} is not defined on the validation rows: one class only, or NaN predicted"
         )
-    some = _rows(len(y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(y)), problem.seed)
-    train_score = problem.objective.score(y[some], estimator.predict(x[some]))
+    some = chosen(len(rows.y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(rows.y)), problem.seed)
+    train_score = problem.objective.score(rows.y[some], estimator.predict(rows.x[some]))
+    full = share >= recent
     return Outcome(
-        full=share >= recent,
+        full=full,
         score=score,
         train_score=train_score,
         gap=problem.objective.gap(train_score, score, problem.baseline),
         fit_s=time.perf_counter() - started,
         learned=dict(getattr(estimator, "learned", {})),
+        groups=_by_group(problem.objective, rows.y_val, prediction, problem.seed) if full else (),
+        cost=serving_cost(estimator, rows.x_val) if full else None,
     )
+
+
+def _by_group(objective: Objective, y: Floats, prediction: Floats, seed: int) -> tuple[float, ...]:
+    """The score on each of twenty random groups of the validation rows, the same for every trial of a search."""
+    group = np.random.default_rng(seed).permutation(len(y)) % _GROUPS
+    return tuple(objective.score(y[group == k], prediction[group == k]) for k in range(_GROUPS))
 
 
 def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
@@ -361,16 +391,6 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
     )
 
 
-def _rows(n: int, recent: float, share: float, seed: int) -> NDArray[np.intp]:
-    """Indices of a thinned recent window, in order: every part of the window is as present as before."""
-    first = n - max(1, round(n * recent))
-    window = np.arange(first, n)
-    if share >= 1.0:
-        return window
-    chosen = np.random.default_rng(seed).choice(window, size=max(1, round(len(window) * share)), replace=False)
-    return np.sort(chosen)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows."""
@@ -381,12 +401,13 @@ class SearchResult:
     problem: Problem
 
 
-def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard) -> SearchResult:
+def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard, *, threads: int = 1) -> SearchResult:
     """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none."""
     trial = leaderboard.best
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=_fit(problem, trial, x, y), problem=problem)
+    fitted = _fit(problem, trial, x, y, threads)
+    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem)
 
 
 def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
@@ -397,6 +418,10 @@ def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
     return _fit(result.problem, result.trial, x, y)
 
 
-def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats) -> Estimator:
-    rows = _rows(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
-    return problem.build(trial.family, trial.params).fit(x[rows], y[rows])
+def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1) -> Estimator:
+    rows = chosen(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
+    estimator: Any = problem.build(trial.family, trial.params)
+    if hasattr(estimator, "threads"):
+        estimator.threads = threads
+    fitted: Estimator = estimator.fit(x[rows], y[rows])
+    return fitted

@@ -1,0 +1,156 @@
+"""What a search found: its trials, why some failed, and the rule that picks the one to promote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from raymlops.errors import SearchFailed
+from raymlops.search.cost import Cost, Prefer, price, tolerance
+from raymlops.search.objective import Mode
+
+TrialStatus = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One configuration and what came of it.
+
+    Attributes
+    ----------
+    params : the family's parameters, with ``recent`` (share of the newest rows learnt from) and what fitting fixed
+    score, train_score : on the validation rows and on the rows learnt from; NaN when failed
+    gap : over-fitting, see :meth:`Objective.gap`
+    fit_s : seconds of all its fits
+    status : ``done`` at full size, ``stopped`` early on a sample, or ``failed`` with ``error``
+    curve : score by share of the train rows, in the order of the fits
+    groups : the score on each of a few equal groups of validation rows, the same rows for every trial; may be empty
+    cost : what it takes to serve it; ``None`` before full size
+    """
+
+    number: int
+    family: str
+    params: Mapping[str, Any]
+    score: float = float("nan")
+    train_score: float = float("nan")
+    gap: float = float("nan")
+    fit_s: float = 0.0
+    status: TrialStatus = "done"
+    error: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+    groups: tuple[float, ...] = ()
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """All trials of one search, in the order they ended.
+
+    Attributes
+    ----------
+    max_gap : the gate's limit: a trial beyond it is chosen only when there is no other, since the gate would refuse it
+    prefer : ``"score"`` takes the best score; the others take, among the trials whose score is not told apart from it,
+        the cheapest to serve: ``"balanced"`` within one standard error, ``"fast"`` and ``"small"`` within two
+    ended : why the search ended, for a person
+    seconds : that the search took
+    """
+
+    metric: str
+    mode: Mode
+    trials: tuple[Trial, ...]
+    max_gap: float | None = None
+    prefer: Prefer = "score"
+    ended: str = ""
+    seconds: float = 0.0
+
+    @property
+    def ranked(self) -> tuple[Trial, ...]:
+        """Trials with a score, best first: full size before stopped, within the gap before beyond it."""
+        sign = -1.0 if self.mode == "max" else 1.0
+        scored = [trial for trial in self.trials if trial.status != "failed" and np.isfinite(trial.score)]
+        return tuple(sorted(scored, key=lambda t: (t.status != "done", not self._within(t), sign * t.score, t.number)))
+
+    @property
+    def best(self) -> Trial:
+        """The one to promote. Raises :class:`SearchFailed` when no trial has a score."""
+        ranked = self.ranked
+        if not ranked:
+            reasons = (
+                "; ".join(f"{count} x {reason}" for reason, count in self.errors.items()) or "no trial ended in time"
+            )
+            raise SearchFailed(f"None of {len(self.trials)} trials gave a model: {reasons}.", {"errors": self.errors})
+        equals = self.equals
+        if not equals:
+            return ranked[0]
+        return min(equals, key=lambda trial: (price(trial.cost, self.prefer), trial.number) if trial.cost else (0.0, 0))
+
+    @property
+    def equals(self) -> tuple[Trial, ...]:
+        """Trials that the validation rows do not tell apart from the best one, itself first; empty when it was not costed.
+
+        The rule of one standard error (Breiman et al. 1984, 3.4.3), paired: the error is that of the *difference* to
+        the best over groups of the same rows, since models that see the same rows err together. On one set of rows the
+        error of a score itself is several times as large, and would give away skill that is really there.
+        """
+        ranked, limit = self.ranked, tolerance(self.prefer)
+        if not ranked or ranked[0].cost is None or limit == 0:
+            return ()
+        best, sign = ranked[0], 1.0 if self.mode == "max" else -1.0
+        kept = [best]
+        for trial in ranked[1:]:
+            if trial.status != best.status or trial.cost is None or self._within(trial) != self._within(best):
+                continue
+            if len(trial.groups) != len(best.groups):
+                continue
+            lost = sign * (np.asarray(best.groups) - np.asarray(trial.groups))
+            lost = lost[np.isfinite(lost)]
+            if len(lost) > 1 and sign * (best.score - trial.score) <= limit * lost.std(ddof=1) / np.sqrt(len(lost)):
+                kept.append(trial)
+        return tuple(kept)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Why trials failed, and how many did, the commonest first."""
+        return dict(Counter(trial.error for trial in self.trials if trial.status == "failed").most_common())
+
+    @property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """The best full-size score so far, by the number of trials that had ended: how the search went on getting better."""
+        sign, points, best = (1.0 if self.mode == "max" else -1.0), [], -np.inf
+        for count, trial in enumerate(self.trials, start=1):
+            if trial.status == "done" and sign * trial.score > best:
+                best = sign * trial.score
+                points.append((count, trial.score))
+        return tuple(points)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """JSON-serialisable rows, best first, failures last; a score that is not finite is ``None``."""
+        ranked = self.ranked
+        rest = [trial for trial in self.trials if trial not in ranked]
+        return [
+            {
+                "number": trial.number,
+                "family": trial.family,
+                "score": _finite(trial.score),
+                "train_score": _finite(trial.train_score),
+                "gap": _finite(trial.gap),
+                "fit_s": round(trial.fit_s, 3),
+                "status": trial.status,
+                "error": trial.error,
+                "params": dict(trial.params),
+                "curve": [[share, _finite(score)] for share, score in trial.curve],
+                "cost": None if trial.cost is None else asdict(trial.cost),
+            }
+            for trial in (*ranked, *rest)
+        ]
+
+    def _within(self, trial: Trial) -> bool:
+        return self.max_gap is None or not trial.gap > self.max_gap
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
