@@ -44,7 +44,7 @@ from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.serving.ray_serve import ServeEngine
 from raymlops.settings import Settings
 from raymlops.store import Store
-from raymlops.testing.faulty import Fault, FaultyEstimator
+from raymlops.testing.broken import Fault, FaultyEstimator
 from raymlops.testing.packages import install_registered, table
 
 NAME = "rollback"

@@ -24,7 +24,7 @@ from raymlops.serving.ray_serve import Place, ServeEngine
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.settings import Settings
 from raymlops.store import Store
-from raymlops.testing.faulty import Fault, FaultyEstimator
+from raymlops.testing.broken import Fault, FaultyEstimator
 from raymlops.testing.packages import register_small
 
 NAME = "rolled"
