@@ -81,7 +81,7 @@ def test_rows_that_lack_a_column_are_a_veto_before_their_window_is_full() -> Non
     insight.rows(x[-100:])
     insight.look(HARM)
     assert insight.diagnosis.veto
-    assert insight.diagnosis.note == "values went missing: b (+40% of the newest rows)"
+    assert insight.diagnosis.note == "values went missing: b (40 of the newest 100 rows)"
 
 
 def test_a_probes_parts_name_the_kind_until_the_harm_is_over() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _KEPT_VERSIONS = 64
 _KEPT_WINDOWS, _KEPT_COLUMNS = 120, 8
-_NEWEST = 100
+_NEWEST_ROWS = 100
 
 
 class Insight:
@@ -121,20 +121,13 @@ class Insight:
             report,
             importance=self._importance,
             missing_before=self._missing,
-            missing_now=self._missing_now(),
             categories=self._known_by_name,
             parts=self._parts,
             suspects=self._suspects,
             mix=self._mix(report),
             stats=self._stats,
+            newest=self._newest(),
         )
-
-    def _missing_now(self) -> dict[str, float]:
-        """Missing rates of the newest rows, which no window may have judged yet."""
-        newest = self._x[-_NEWEST:]
-        if self._reference is None or len(newest) < _NEWEST:
-            return {}
-        return dict(zip(self._reference.columns, (~np.isfinite(newest)).mean(axis=0).tolist(), strict=True))
 
     def burning(self, now: float) -> str:
         """Why changes must wait, or ``""``."""
@@ -146,6 +139,14 @@ class Insight:
             "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
         }
+
+    def _newest(self) -> dict[str, tuple[int, int]]:
+        """Missing values among the newest rows, by column."""
+        if self._reference is None:
+            return {}
+        x = self._x[-_NEWEST_ROWS:]
+        missing = (~np.isfinite(x)).sum(axis=0).tolist()
+        return {name: (int(count), len(x)) for name, count in zip(self._reference.columns, missing, strict=True)}
 
     def _mix(self, report: DriftReport) -> Mix | None:
         if self._reference is None or len(self._x) < 100 or len(report.columns) < 2:

@@ -23,7 +23,7 @@ VETO: frozenset[Kind] = frozenset({"broken_data", "serving_fault"})
 
 MISSING_SHARE = 0.05
 """A missing rate that rises by less (over its noise floor) is drift of the data, whatever the column was like."""
-_SELDOM, _HALF, _GOING = 0.01, 0.5, 0.10
+_SELDOM, _HALF = 0.01, 0.5
 FAULT_RATE = 0.05
 """Share of requests without a usable answer that is surely exceeded in a serving fault."""
 _Z = 3.0
@@ -80,12 +80,12 @@ def triage(
     *,
     importance: Mapping[str, float] | None = None,
     missing_before: Mapping[str, float] | None = None,
-    missing_now: Mapping[str, float] | None = None,
     categories: Collection[str] = (),
     parts: LossParts | None = None,
     suspects: Sequence[Suspect] = (),
     mix: Mix | None = None,
     stats: VariantStats | None = None,
+    newest: Mapping[str, tuple[int, int]] | None = None,
 ) -> Diagnosis:
     """Diagnose a report.
 
@@ -95,7 +95,6 @@ def triage(
     missing_before : missing rates of the reference's columns, 0 where not named. Data are broken when a column that was
         hardly ever missing is missing now, or when half of what used to be there is gone; a rate that fell, or crept up
         where values were often missing, is drift
-    missing_now : missing rates of the newest rows, at least 100: harm can be known before the window that shows why is full
     categories : columns in which a value that the model does not know counts as missing: new values are drift, and a
         model must learn them, so these columns are never a veto
     parts : the rise of the loss, split; without labels ``None``
@@ -103,6 +102,8 @@ def triage(
         merely moved
     mix : whether one category column's shares explain the other columns' changes
     stats : what the version answered lately
+    newest : missing values and rows among the newest rows, by column: labels may tell of harm before the window is full
+        whose rows would tell that the data are broken
     """
     guilty = rank(report, importance or {})
     fault = _fault(stats)
@@ -164,26 +165,32 @@ def _gone(report: DriftReport, before: Mapping[str, float], categories: Collecti
     return found
 
 
-def _going(now: Mapping[str, float], before: Mapping[str, float], categories: Collection[str]) -> list[str]:
-    """Columns of which the newest rows lack so much that a hundred of them are sure."""
+def _gone_lately(
+    newest: Mapping[str, tuple[int, int]], before: Mapping[str, float], categories: Collection[str]
+) -> list[str]:
+    """As :func:`_gone`, of counts and by Wilson's lower bound."""
     found = []
-    for column, rate in now.items():
+    for column, (missing, rows) in newest.items():
         then = before.get(column, 0.0)
-        if column not in categories and (rate >= _GOING if then < _SELDOM else rate - then >= _HALF * (1.0 - then)):
-            found.append(f"{column} ({rate - then:+.0%} of the newest rows)")
+        rise = _at_least(missing, rows) - then
+        if column not in categories and rise >= (MISSING_SHARE if then < _SELDOM else _HALF * (1.0 - then)):
+            found.append(f"{column} ({missing} of the newest {rows} rows)")
     return found
 
 
+def _at_least(count: int, n: int) -> float:
+    """Wilson's lower bound of a rate at :data:`_Z` standard errors; 0 of none."""
+    if n == 0:
+        return 0.0
+    rate, centre = count / n, count / n + _Z**2 / (2 * n)
+    return (centre - _Z * float(np.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n)))) / (1 + _Z**2 / n)
+
+
 def _fault(stats: VariantStats | None) -> str:
-    """Why the answers themselves are at fault: Wilson's lower bound of the error rate is above :data:`FAULT_RATE`."""
-    if stats is None or stats.requests == 0:
+    """Why the answers themselves are at fault: their error rate is surely above :data:`FAULT_RATE`."""
+    if stats is None or _at_least(stats.errors, stats.requests) <= FAULT_RATE:
         return ""
-    n, rate = stats.requests, stats.errors / stats.requests
-    centre = rate + _Z**2 / (2 * n)
-    low = (centre - _Z * float(np.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n)))) / (1 + _Z**2 / n)
-    if low <= FAULT_RATE:
-        return ""
-    return f"{stats.errors} of {n} requests had no usable answer ({stats.nonfinite} not finite)"
+    return f"{stats.errors} of {stats.requests} requests had no usable answer ({stats.nonfinite} not finite)"
 
 
 def _of_concept(found: Diagnosis, suspects: Sequence[Suspect]) -> Diagnosis:
