@@ -109,9 +109,8 @@ def triage(
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
-    gone = _gone(report, missing_before or {}, categories) or _going(
-        missing_now or {}, missing_before or {}, categories
-    )
+    before = missing_before or {}
+    gone = _gone(report, before, categories) or _gone_lately(newest or {}, before, categories)
     if gone:
         return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(
