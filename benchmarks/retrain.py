@@ -10,8 +10,9 @@ training; and ``every_fourth_all``, which learns from all rows, to tell what the
 
 An alarm is followed by harm when the loss of the model that alarmed, over the next four blocks, is above 1.1 times its
 hold-out loss. Alarms are those of the loop, and the first one of models that were trained at six places of the stream and
-then left alone. ``probes`` are the cheap refits of the loop, which are no retrainings. What was tuned: ``refit_cost`` and the
-share of rows a probe compares on, on elec2 and bike_sharing; bank_marketing and acs_employment_ma were not looked at for that.
+then left alone. ``probes`` are the cheap refits of the loop, which are no retrainings. What was tuned: ``refit_cost``, the rows
+a probe compares on, and how far apart probes are, on elec2 and bike_sharing, whole; bank_marketing was looked at once
+when the last of these was chosen, acs_employment_ma never.
 ``--quick`` replays every table's first two thirds. The last line is JSON.
 """
 

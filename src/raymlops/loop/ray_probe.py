@@ -111,7 +111,7 @@ class RayProbes:
         done, _ = ray.wait([reference], timeout=0)
         if not done and time.monotonic() - since < WAIT_S:
             return "running"
-        del self._running[probe_id]
+        # It is kept until another one is asked for: whoever asks may not have been able to take the answer up.
         if not done:
             ray.cancel(reference, force=True)
             return ProbeFailed(reason=f"it had not answered after {WAIT_S:.0f} s")

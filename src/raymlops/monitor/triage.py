@@ -102,16 +102,15 @@ def triage(
         merely moved
     mix : whether one category column's shares explain the other columns' changes
     stats : what the version answered lately
-    newest : missing values and rows among the newest rows, by column. They speak where the report has no evidence on rows:
-        labels may tell of harm before the window is full whose rows would tell that the data are broken
+    newest : missing values and rows among the newest rows, by column: labels may tell of harm before the window is full
+        whose rows would tell that the data are broken
     """
     guilty = rank(report, importance or {})
     fault = _fault(stats)
     if fault:
         return Diagnosis(kind="serving_fault", note=fault, guilty=guilty)
-    gone = _gone(report, missing_before or {}, categories) or _gone_lately(
-        newest or {}, missing_before or {}, categories
-    )
+    before = missing_before or {}
+    gone = _gone(report, before, categories) or _gone_lately(newest or {}, before, categories)
     if gone:
         return Diagnosis(kind="broken_data", note=f"values went missing: {', '.join(gone[:5])}", guilty=guilty)
     split = replace(
