@@ -287,22 +287,24 @@ def random_forest(
 ) -> SklearnEstimator:
     """Random forest (Breiman 2001); missing numbers become the median, missing categories a code of their own."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.pipeline import make_pipeline
 
     kind = RandomForestRegressor if task == "regression" else RandomForestClassifier
-    model = kind(**params, n_jobs=1, random_state=seed)
-    return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
+    return _trees(kind(**params, n_jobs=1, random_state=seed), task, n_classes, categorical)
 
 
 def extra_trees(
     params: Mapping[str, Any], task: Task, n_classes: int, categorical: Sequence[int], seed: int
 ) -> SklearnEstimator:
-    """Extremely randomised trees, with the forest's preprocessing."""
+    """Extremely randomised trees (Geurts et al. 2006), with the forest's preprocessing."""
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-    from sklearn.pipeline import make_pipeline
 
     kind = ExtraTreesRegressor if task == "regression" else ExtraTreesClassifier
-    model = kind(**params, n_jobs=1, random_state=seed)
+    return _trees(kind(**params, n_jobs=1, random_state=seed), task, n_classes, categorical)
+
+
+def _trees(model: Any, task: Task, n_classes: int, categorical: Sequence[int]) -> SklearnEstimator:
+    from sklearn.pipeline import make_pipeline
+
     return SklearnEstimator(make_pipeline(_columns(categorical, one_hot=False), model), task, n_classes)
 
 
