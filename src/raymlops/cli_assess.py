@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymlops.data.assess import Assess, Assessment, assess
-from raymlops.errors import ConfigError, DataError
+from raymlops.errors import ConfigError
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,27 +83,21 @@ def _of_files(
 
 
 def read_frame(path: str, label: str, time_column: str | None, drop: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of the files that ``path`` names, by Arrow, without a JVM; later files take the types of the first.
+    """The rows of the files that ``path`` names, without a JVM.
 
     Raises
     ------
     DataError : nothing there, a file that cannot be read or has other columns, no such column
     """
-    import pyarrow as pa
-
-    from raymlops.data.ray_read import arrange, plain, read_url, separator_of
+    from raymlops.data.files import read_files
+    from raymlops.data.ray_read import arrange, plain
     from raymlops.data.sources import FileSource, check_columns
 
     source = FileSource(path, label=label, time=time_column, drop=drop)
     files, form, _ = source.expand()
-    separator = separator_of(files[0]) if form == "csv" else ","
-    tables = [read_url(url=files[0], form=form, separator=separator, schema=None)]
-    tables += [read_url(url=name, form=form, separator=separator, schema=tables[0].schema) for name in files[1:]]
-    check_columns(tables[0].column_names, source)
-    unread = [field.name for field in tables[0].schema if form == "csv" and pa.types.is_binary(field.type)]
-    if unread:
-        raise DataError(f"{path}: the text of column {unread[0]!r} is not UTF-8. Write the file anew as UTF-8.")
-    return arrange(plain(pa.concat_tables(tables)), source)
+    table = read_files(files, form)
+    check_columns(table.column_names, source)
+    return arrange(plain(table), source)
 
 
 def table_of(assessment: Assessment) -> Table:

@@ -104,6 +104,8 @@ def read_text(url: str, separator: str) -> pa.Table:
             ),
         )
     except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+            raise DataError(f"{url}: its text is not UTF-8 ({error}). Write the file anew as UTF-8.") from error
         raise DataError(f"{url} cannot be read as csv: {error}") from error
     return pa.table({name: trimmed(table.column(name)) for name in names})
 

@@ -115,6 +115,7 @@ def cut(column: str, low: Any, high: Any, parts: int) -> tuple[Range, ...]:
     """
     if low is None or parts == 1 or low == high:
         return (Range(column=column, low=None, high=None, nulls=True),)
+    inner: list[Any]
     if isinstance(low, int) and isinstance(high, int):
         parts = min(parts, high - low + 1)
         inner = [low + (high - low + 1) * part // parts for part in range(1, parts)]
