@@ -12,6 +12,7 @@ from scipy.signal import lfilter
 from raymlops.monitor.drift import ColumnTests
 from raymlops.monitor.evidence import Window
 from raymlops.monitor.persistent import PersistentBets
+from raymlops.sketch.histogram import Sketch
 
 ALPHA = 1e-3
 
@@ -101,3 +102,32 @@ def test_any_restart_gives_the_same_evidence() -> None:
         again.load_state(json.loads(json.dumps(restarted.state_dict())))
         restarted = again
     assert steady.state_dict() == restarted.state_dict()
+
+
+def counts_alarms(seed: int, *, shift: float = 0.0, windows: int = 60, rows: int = 50_000) -> list[int]:
+    """Windows with an alarm when all that comes are counts of uniform rows, twelve columns, against 4,000 rows."""
+    rng = np.random.default_rng(seed)
+    tests, bets = build(rng.uniform(size=(4000, 12)).astype(np.float32), ordered=False)
+    none = np.zeros((0, 12), dtype=np.float32)
+    found = []
+    for number in range(windows):
+        counts = np.zeros((12, tests.bins.width), dtype=np.int64)
+        for i, edges in enumerate(tests.bins.edges):
+            borders = np.clip(np.concatenate(([0.0], edges - shift * (i == 3), [1.0])), 0.0, 1.0)
+            counts[i, : len(edges) + 1] = rng.multinomial(rows, np.diff(borders))
+        lost = np.zeros(12, dtype=np.int64)
+        sketch = Sketch(tests.bins.digest, rows, counts, lost, lost)
+        if any(e.drifted for e in bets.update(Window.of(tests.bins, none, ALPHA, sketch))):
+            found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_many_rows_do_not_turn_the_references_own_error_into_an_alarm(seed: int) -> None:
+    assert counts_alarms(seed) == []
+
+
+def test_counts_alone_show_a_shift_that_lasts() -> None:
+    found = counts_alarms(20, shift=0.05, windows=6)
+    assert found
+    assert found[0] <= 2

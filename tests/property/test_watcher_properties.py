@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -42,19 +44,15 @@ def watcher() -> Watcher:
     return Watcher(Monitor(window_rows=400, min_rows=300, second_opinion="off"), REFERENCE, CONTRACT, 1)
 
 
-@given(
-    cuts=st.lists(st.integers(1, 2399), max_size=8, unique=True),
-    restarts=st.lists(st.booleans(), min_size=9, max_size=9),
-)
-@settings(max_examples=25, deadline=None)
-def test_reports_do_not_depend_on_restarts(cuts: list[int], restarts: list[bool]) -> None:
+def restarts_change_nothing(
+    feed: Callable[[Watcher, NDArray[np.intp]], None], cuts: list[int], restarts: list[bool]
+) -> list[dict[str, Any]]:
+    """Reports of a watcher that is fed parts of the traffic and one that starts again between them, which are the same."""
     steady, restarted = watcher(), watcher()
     found: list[list[str]] = [[], []]
     for part, restart in zip(np.split(np.arange(2400), sorted(cuts)), restarts, strict=False):
-        ids = [f"r{i}" for i in part]
         for told, watch in zip(found, (steady, restarted), strict=True):
-            watch.observe(LIVE[part], LIVE[part, 1], part.astype(float), ids)
-            watch.add_outcomes(LOSSES[part], part.astype(float))
+            feed(watch, part)
             told += [json.dumps(report.to_dict()) for report in watch.step(float(part[-1]))]
         if restart:
             state = json.dumps(restarted.state_dict())
@@ -62,8 +60,22 @@ def test_reports_do_not_depend_on_restarts(cuts: list[int], restarts: list[bool]
             restarted = watcher()
             restarted.load_state(json.loads(state))
     assert found[0] == found[1]
-    assert len(found[0]) >= 6
     assert json.dumps(steady.state_dict()) == json.dumps(restarted.state_dict())
+    return [json.loads(report) for report in found[0]]
+
+
+RESTARTS = st.lists(st.booleans(), min_size=9, max_size=9)
+CUTS = st.lists(st.integers(1, 2399), max_size=8, unique=True)
+
+
+@given(cuts=CUTS, restarts=RESTARTS)
+@settings(max_examples=25, deadline=None)
+def test_reports_do_not_depend_on_restarts(cuts: list[int], restarts: list[bool]) -> None:
+    def feed(watch: Watcher, part: NDArray[np.intp]) -> None:
+        watch.observe(LIVE[part], LIVE[part, 1], part.astype(float), [f"r{i}" for i in part])
+        watch.add_outcomes(LOSSES[part], part.astype(float))
+
+    assert len(restarts_change_nothing(feed, cuts, restarts)) >= 6
 
 
 def observed(part: NDArray[np.intp], first: int, start: int, limit: int | None) -> Observed:
@@ -72,34 +84,20 @@ def observed(part: NDArray[np.intp], first: int, start: int, limit: int | None) 
     return Observed.of(watcher().bins, rows, part.astype(float), keys_of(first, len(part), start), ids, limit=limit)
 
 
-@given(
-    cuts=st.lists(st.integers(1, 2399), max_size=8, unique=True),
-    restarts=st.lists(st.booleans(), min_size=9, max_size=9),
-    limit=st.integers(20, 400),
-)
+@given(cuts=CUTS, restarts=RESTARTS, limit=st.integers(20, 400))
 @settings(max_examples=25, deadline=None)
 def test_reports_of_counts_and_samples_do_not_depend_on_restarts(
     cuts: list[int], restarts: list[bool], limit: int
 ) -> None:
-    steady, restarted = watcher(), watcher()
-    found: list[list[str]] = [[], []]
-    for part, restart in zip(np.split(np.arange(2400), sorted(cuts)), restarts, strict=False):
-        for told, watch in zip(found, (steady, restarted), strict=True):
-            watch.take(observed(part, int(part[0]), 9, limit))
-            told += [json.dumps(report.to_dict()) for report in watch.step(float(part[-1]))]
-        if restart:
-            state = json.dumps(restarted.state_dict())
-            assert len(state) < 1_000_000
-            restarted = watcher()
-            restarted.load_state(json.loads(state))
-    assert found[0] == found[1]
-    reports = [json.loads(report) for report in found[0]]
+    def feed(watch: Watcher, part: NDArray[np.intp]) -> None:
+        watch.take(observed(part, int(part[0]), 9, limit))
+
+    reports = restarts_change_nothing(feed, cuts, restarts)
     assert all(report["rows"] >= 400 and report["sampled_rows"] <= report["rows"] for report in reports)
     assert 2400 - sum(report["rows"] for report in reports) < 400
-    assert json.dumps(steady.state_dict()) == json.dumps(restarted.state_dict())
 
 
-@given(cuts=st.lists(st.integers(1, 2399), max_size=8, unique=True), gateways=st.integers(1, 3))
+@given(cuts=CUTS, gateways=st.integers(1, 3))
 @settings(max_examples=15, deadline=None)
 def test_whole_samples_give_the_reports_of_their_rows(cuts: list[int], gateways: int) -> None:
     rows, counts = watcher(), watcher()

@@ -100,6 +100,7 @@ def test_a_run_scores_every_row_once_and_reports_what_moved(endpoint: Endpoint, 
     summary = json.loads((tmp_path / "out" / "_raymlops" / "summary.json").read_text())
     assert (summary["digest"], summary["rows"]) == (body["digest"], 50_000)
     assert summary["drift"]["sampled_rows"] == pytest.approx(10_000, abs=10)
+    assert summary["drift"]["rows"] == 49_998
     assert "a" in summary["drift"]["columns"]
     assert "b" not in summary["drift"]["columns"]
     assert Store(endpoint.settings.store).get("monitor", NAME) is None, "the live monitor is not told"

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 import ray
 from ray import serve
 
-from raymlops.errors import ConfigError, ServingFailed
+from raymlops.errors import ConfigError, NotReady, Overloaded, ServingFailed
 from raymlops.lake import Lake
 from raymlops.serving.analysis import VariantStats
-from raymlops.serving.ray_replica import NAMESPACE, steward_name, version_app
+from raymlops.serving.ray_replica import MAX_UNREAD_BATCHES, NAMESPACE, StewardSink, steward_name, version_app
 from raymlops.serving.ray_serve import ROUTER, Place, ServeEngine
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
@@ -53,6 +54,38 @@ class FakeSteward:
 
     async def seen(self) -> list[dict[str, Any]]:
         return self.batches
+
+
+class SlowSteward:
+    """Takes batches when it is told to."""
+
+    def __init__(self) -> None:
+        self.observe = self
+        self.unread: list[Future[None]] = []
+
+    def remote(self, batch: dict[str, Any]) -> SlowSteward:
+        self.unread.append(Future())
+        return self
+
+    def future(self) -> Future[None]:
+        return self.unread[-1]
+
+
+def test_a_steward_that_lags_or_is_not_there_is_told_later() -> None:
+    sink, steward = StewardSink(), SlowSteward()
+    with pytest.raises(NotReady, match="The steward is not there"):
+        sink.observe({})
+    sink.steward = steward
+    for _ in range(MAX_UNREAD_BATCHES):
+        sink.observe({})
+    with pytest.raises(Overloaded, match="The steward has 4 batches to read"):
+        sink.observe({})
+    steward.unread[0].set_result(None)
+    steward.unread[1].set_exception(RuntimeError("it fell over one"))
+    sink.observe({})
+    sink.observe({})
+    with pytest.raises(Overloaded):
+        sink.observe({})
 
 
 def launch_steward() -> Any:

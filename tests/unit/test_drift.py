@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,9 +11,10 @@ from scipy.signal import lfilter
 from scipy.stats import ks_2samp
 
 from raymlops.errors import DataError
-from raymlops.monitor.drift import ColumnTests, _ks_exact
+from raymlops.monitor.drift import ColumnTests
 from raymlops.monitor.evidence import Evidence
 from raymlops.monitor.quality import autocorrelation_time
+from raymlops.monitor.smirnov import exact_distance, order_keys, sort_keys
 from raymlops.sketch.histogram import Sketch
 
 ALPHA = 1e-3
@@ -26,11 +29,28 @@ def of(found: tuple[Evidence, ...], column: str, name: str) -> Evidence:
     return next(item for item in found if item.column == column and item.name == name)
 
 
+def distance(reference: NDArray[np.floating[Any]], values: NDArray[np.floating[Any]]) -> float:
+    return exact_distance(sort_keys(order_keys(reference)), order_keys(values))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_ks_statistic_equals_scipy_ties_included(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 3 + 5 * seed, 400) / 4, rng.integers(0, 4 + 5 * seed, 90) / 4
-    assert _ks_exact(np.sort(a), b) == pytest.approx(ks_2samp(a, b, method="asymp").statistic, abs=1e-12)
+    assert distance(a, b) == pytest.approx(ks_2samp(a, b, method="asymp").statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [100, 3000, 20_000])
+def test_ks_of_many_rows_signs_and_sizes_equals_scipy(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    a = (rng.standard_cauchy(5000) * 10.0 ** rng.integers(-40, 30, 5000)).astype(np.float32)
+    b = np.concatenate((rng.choice(a, rows // 3), rng.normal(size=rows - rows // 3) * 1e-3, [0.0, -0.0])).astype(
+        np.float32
+    )
+    a[:9], b[:3] = 0.0, -0.0
+    assert distance(a, b) == pytest.approx(ks_2samp(a, b, method="asymp").statistic, abs=1e-12)
+    assert (sort_keys(order_keys(b)) == np.sort(order_keys(b))).all()
+    assert (order_keys(np.sort(b)) == np.sort(order_keys(b))).all()
 
 
 def test_no_shift_no_alarm_over_many_windows() -> None:

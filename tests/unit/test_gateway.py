@@ -35,6 +35,7 @@ from raymlops.serving.recorder import LOG_ROWS, Recorder
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.sketch.observed import Observed
+from raymlops.sketch.profile import Profile
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, Store
 from raymlops.testing.serving import FakeChallengers, FakeModel, FakePackages, ListSink
 
@@ -1047,6 +1048,21 @@ def test_a_log_that_cannot_be_written_holds_no_row_back_from_the_store_and_is_bo
         assert len(lake.written) == 1
 
     asyncio.run(main())
+
+
+def test_a_new_champions_rows_are_counted_in_its_own_bins(run: Callable[..., None]) -> None:
+    async def scenario(world: World) -> None:
+        bins = Profile.learn(np.ones((100, 3)), np.zeros(100), world.models[2].contract.names).bins
+        world.models[2].bins = bins
+        await world.predict(request_id="r1")
+        await world.gateway.close()
+        await world.gateway.apply(TrafficSplit(number=9, champion=2))
+        await world.predict(request_id="r2")
+        await world.gateway.close()
+        told = [(v, body["bins"], body["rows"]) for b in world.sink.batches for v, body in b["observed"].items()]
+        assert told == [(1, world.models[1].bins.digest, 1), (2, bins.digest, 1)]
+
+    run(scenario)
 
 
 def test_status_says_what_there_is_to_know(run: Callable[..., None]) -> None:

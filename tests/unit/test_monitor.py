@@ -331,3 +331,22 @@ def test_a_frozen_profile_gives_what_the_reference_gives() -> None:
         watch.observe(x, scores, 5.0)
     assert frozen.step(6.0) == learned.step(6.0)
     assert frozen.state_dict() == learned.state_dict()
+
+
+@pytest.mark.parametrize("shown", [None, 300])
+def test_what_waits_is_small_whatever_the_traffic(shown: int | None) -> None:
+    names = tuple(f"c{i}" for i in range(100))
+    free = {"nullable": True, "minimum": None, "maximum": None}
+    wide = DataContract(
+        columns=tuple(Column(name=name, kind="number", **free) for name in names), label="y", task="regression"
+    )
+    rng = np.random.default_rng(70)
+    x = rng.normal(size=(3000, 100)).astype(np.float32)
+    held = Reference(columns=names, x=x, scores=x[:, 0].astype(float), losses=np.abs(x[:, 1]) + 0.0, ordered=True)
+    watch = Watcher(SPEC, held, wide, version=1)
+    live = rng.normal(size=(1900, 100)).astype(np.float32)
+    ids = [f"{i:064d}" for i in range(1900)]
+    for told in observations(watch.bins, live, live[:, 0], 0.0, ids, batch_rows=950, sample_rows=shown, gateways=2):
+        watch.take(told)
+        watch.step(1.0)
+    assert len(json.dumps(watch.state_dict())) < 1_000_000

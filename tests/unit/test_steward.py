@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.pipeline import Pipeline
 from raymlops.registry.package import download
 from raymlops.serving.analysis import VariantStats
+from raymlops.serving.gateway import Gateway
 from raymlops.serving.policies import Canary, Shadow
 from raymlops.serving.predictor import Predictor
+from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
 from raymlops.sketch.observed import Observed
 from raymlops.sketch.profile import Profile
 from raymlops.store import LabelRow, PredictionRow, ShadowRow, Store
 from raymlops.testing.packages import register_small
+from raymlops.testing.serving import FakeChallengers, Nowhere
 from raymlops.testing.traffic import observations
 
 NAME = "stewarded"
@@ -246,3 +251,67 @@ def test_after_a_promotion_the_new_champions_bins_count(world: World) -> None:
     watcher = steward._watch._watcher
     assert watcher is not None
     assert watcher.bins.digest == world.predictor(2).bins.digest
+
+
+def test_what_gateways_serve_becomes_a_report_with_the_requests_of_wild_rows(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+
+    class Packages:
+        def load(self, version: int) -> Predictor:
+            return world.predictor(version)
+
+    async def serve() -> None:
+        nowhere = Nowhere()
+        gateways = [
+            Gateway(
+                NAME,
+                packages=Packages(),
+                challengers=FakeChallengers({}),
+                store=nowhere,
+                files=nowhere,
+                sink=steward,
+                clock=world.clock,
+            )
+            for _ in range(2)
+        ]
+        table = steward.wait_routing(0, 0.0)
+        assert table is not None
+        rng = np.random.default_rng(3)
+        for gateway in gateways:
+            await gateway.apply(TrafficSplit.from_dict(table))
+        for number in range(24):
+            rows = [{"a": a, "b": b} for a, b in rng.normal(size=(50, 2)).tolist()]
+            if number == 13:
+                rows[7]["a"] = 1e6
+            body = json.dumps({"rows": rows, "request_id": f"r{number}"}).encode()
+            headers = [(b"content-type", b"application/json")]
+            answer = await gateways[number % 2].handle("POST", f"/{NAME}/predict", headers, body)
+            assert answer.status == 200
+        for gateway in gateways:
+            await gateway.close()
+
+    asyncio.run(serve())
+    steward.tick()
+    monitor = steward.status()["monitor"]
+    assert (monitor["rows"], monitor["ignored"], monitor["last"]["window"]) == (1200, 0, 1)
+    assert (monitor["last"]["rows"], monitor["last"]["sampled_rows"]) == (1000, 1000)
+    assert monitor["last"]["wild"][0]["request_id"] == "r13"
+
+
+def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    rng = np.random.default_rng(5)
+    for turn in range(40):
+        x = rng.normal(size=(3000, 2)).astype(np.float32)
+        scores = np.full(3000, 0.5)
+        for seen in observations(bins, x, scores, float(turn), batch_rows=1000):
+            steward.observe({"observed": {1: seen.to_message()}, "rows": seen.rows, "stats": {}})
+        steward.tick()
+    waiting = steward._watch._pending
+    assert len(waiting) <= 8
+    last = steward.status()["monitor"]["last"]
+    assert last["to_at"] >= 30.0
+    assert last["rows"] > last["sampled_rows"]

@@ -81,7 +81,7 @@ class Watch:
         self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
         saved = self._saved_watcher if self._saved_version == version else None
         if saved is not None and saved.get("format") == FORMAT:
-            self._watcher.load_state(self._saved_watcher)
+            self._watcher.load_state(saved)
         elif saved is None:
             self.labelled = 0
         self._saved_watcher, self._version, self._dirty = None, version, True
@@ -109,7 +109,8 @@ class Watch:
     def step(self, now: float) -> DriftReport | None:
         """Take in labels that came, and give the next window's report when there is one."""
         self._take_outcomes()
-        if self._watcher is not None:
+        if self._watcher is not None and not self._pending:
+            # One report a turn: while some wait, rows gather into larger windows, so that reports never fall behind.
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:

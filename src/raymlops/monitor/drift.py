@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raymlops.errors import DataError
 from raymlops.monitor.evidence import MIN_EFFECTIVE, Detector, Evidence, Window
 from raymlops.monitor.quality import autocorrelation_time
+from raymlops.monitor.smirnov import binned_distance, exact_distance, order_keys, p_value, sort_keys
 from raymlops.sketch.histogram import Bins, Sketch
 from raymlops.sketch.profile import Profile
 
@@ -66,7 +67,7 @@ class ColumnTests:
         if len(x) < 100:
             raise DataError(f"The reference holds {len(x)} rows; watching for drift needs at least 100.")
         self.reference = Sketch.of(self.bins, x) if profile is None else profile.sketch
-        self._sorted = [np.sort(column[np.isfinite(column)]) for column in x.T]
+        self._sorted = [sort_keys(order_keys(column[np.isfinite(column)])) for column in x.T]
         self.times = np.array(
             [_column_time(column, i in self.categories) if ordered else 1.0 for i, column in enumerate(x.T)]
         )
@@ -127,9 +128,9 @@ class ColumnTests:
                 size = len(values)
             if size == 0 or not len(self._sorted[i]):
                 continue
-            found = _ks_binned(used, reference) if binned else _ks_exact(self._sorted[i], values)
+            found = binned_distance(used, reference) if binned else exact_distance(self._sorted[i], order_keys(values))
             n, m = size / self.times[i], len(self._sorted[i]) / self.times[i]
-            statistics[i], p_values[i] = found, _ks_p(found, n, m)
+            statistics[i], p_values[i] = found, p_value(found, n, m)
         return statistics, p_values
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,11 +173,11 @@ class ColumnTests:
             statistic, p = _chi2(counts, reference, self.times[i])
             return self._evidence(name, i, statistic, p, limit, distance, n)
         if used is not window or column is None:
-            statistic = _ks_binned(counts, reference)
+            statistic = binned_distance(counts, reference)
         else:
             lost = window.missing[i] + window.infinite[i]
-            statistic = _ks_exact(self._sorted[i], column[np.isfinite(column)] if lost else column)
-        return self._evidence(name, i, statistic, _ks_p(statistic, n, m), limit, distance, n)
+            statistic = exact_distance(self._sorted[i], order_keys(column[np.isfinite(column)] if lost else column))
+        return self._evidence(name, i, statistic, p_value(statistic, n, m), limit, distance, n)
 
     def _rates(self, i: int, window: Sketch, limit: float) -> tuple[Evidence, ...]:
         last = len(self.bins.edges[i])
@@ -230,33 +231,6 @@ def _column_time(column: NDArray[np.floating[Any]], categorical: bool) -> float:
         frequent = codes[np.argsort(-counts, kind="stable")[:8]]
         return max((autocorrelation_time((finite == code) * 1.0) for code in frequent), default=1.0)
     return autocorrelation_time(np.searchsorted(np.sort(finite), finite).astype(np.float64))
-
-
-def _ks_exact(reference: NDArray[Any], values: NDArray[Any]) -> float:
-    """sup |F - G|, reached at a jump of either sample; equals scipy's statistic, ties included."""
-    current = np.sort(values)
-    n, m = len(current), len(reference)
-    # Between two window values G is constant and F monotone, so its extremes are just before and at each of them.
-    jumps = np.flatnonzero(np.concatenate((current[1:] != current[:-1], [True])))
-    above = (jumps + 1) / n
-    below = np.concatenate(([0.0], above[:-1]))
-    values = current[jumps]
-    at = np.searchsorted(reference, values, side="right")
-    before = at.copy()
-    tied = np.flatnonzero(reference[np.maximum(at - 1, 0)] == values)
-    before[tied] = np.searchsorted(reference, values[tied], side="left")
-    return float(max(np.abs(above - at / m).max(), np.abs(below - before / m).max()))
-
-
-def _ks_binned(counts: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    return float(np.abs(np.cumsum(counts) / counts.sum() - np.cumsum(reference) / reference.sum()).max())
-
-
-def _ks_p(statistic: float, n: float, m: float) -> float:
-    from scipy.special import kolmogorov
-
-    root = np.sqrt(n * m / (n + m))
-    return float(kolmogorov((root + 0.12 + 0.11 / root) * statistic))
 
 
 def _chi2(counts: NDArray[np.float64], reference: NDArray[np.float64], time: float) -> tuple[float, float]:

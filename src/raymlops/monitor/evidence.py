@@ -98,8 +98,10 @@ class Window:
         if not 0.0 < alpha < 1.0:
             raise DataError(f"alpha={alpha!r} is no false-alarm probability: give a number between 0 and 1.")
         rows = np.asarray(x, dtype=np.float32)  # the reference's precision, or equal values would not tie
-        cells = bins.locate(rows)
-        return cls(x=rows, cells=cells, sketch=sketch or Sketch.of_cells(bins, cells), alpha=alpha)
+        if sketch is not None:
+            return cls(x=rows, cells=bins.locate(rows), sketch=sketch, alpha=alpha)
+        counted, cells = Sketch.located(bins, rows)
+        return cls(x=rows, cells=cells, sketch=counted, alpha=alpha)
 
     @property
     def rows(self) -> int:

@@ -27,6 +27,9 @@ GROUPS = 16
 _BLOCK = 250
 _TOLERANCE = 0.03
 _STANDARD_ERRORS = 3.0
+_MISSED = 1e-3
+"""Share of versions whose band may miss the truth in some cell, where windows are counts: there are so many rows then that the
+reference's own error, a few standard errors of some cell out of hundreds, would be found as a change."""
 _PRIOR_ROWS = 150.0
 _DECAY = 0.9
 
@@ -34,8 +37,7 @@ _DECAY = 0.9
 class PersistentBets:
     """The detector of changes too small for one window.
 
-    A window that is whole is taken in runs of 250 rows, one that comes as counts in one run: longer runs bet on the same
-    null hypotheses and only learn later.
+    A window that is whole is taken in runs of 250 rows. One that comes as counts is one run, against a wider band.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ class PersistentBets:
         share: float = 1.0,
         categories: frozenset[int] = frozenset(),
     ) -> None:
+        from scipy.special import ndtri
+
         self._columns, self._times, self._share = bins.columns, np.asarray(times, dtype=np.float64), share
         size = len(bins.columns)
         self._groups = np.array([_groups(reference.counts[i], i in categories) for i in range(size)]).reshape(size, -1)
@@ -63,13 +67,17 @@ class PersistentBets:
         counts = self._group(_all_counts(reference))
         rows = np.maximum(counts.sum(axis=1, keepdims=True) / self._times[:, None], 1.0)
         share0 = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-        # Three: a cell that the reference never saw may still hold that many rows of as many (rule of three).
-        margin = _TOLERANCE * share0 + _STANDARD_ERRORS * np.sqrt(share0 * (1 - share0) / rows) + 3.0 / rows
         used = np.zeros((size, self._width), dtype=bool)
         for i, groups in enumerate(self._groups):
             used[i, np.unique(groups)] = True
-        self._low = np.clip(share0 - margin, 0.0, 1.0)
-        self._high = np.where(used, np.clip(share0 + margin, 0.0, 1.0), 0.0)
+        error, missed = np.sqrt(share0 * (1 - share0) / rows), _MISSED / 2 / max(int(np.count_nonzero(used)), 1)
+        # A cell that the reference never saw in n rows may hold -log(p) / n of them, but for a chance of p; 5 % is three.
+        reach = ((_STANDARD_ERRORS, 3.0), (max(-float(ndtri(missed)), _STANDARD_ERRORS), -float(np.log(missed))))
+        margins = [_TOLERANCE * share0 + errors * error + unseen / rows for errors, unseen in reach]
+        self._bands = [
+            (np.clip(share0 - margin, 0.0, 1.0), np.where(used, np.clip(share0 + margin, 0.0, 1.0), 0.0))
+            for margin in margins
+        ]
         # Every used cell starts with something: the bettor must never be ruined by one unexpected row.
         prior = np.where(used, share0 + 0.5 / rows, 0.0)
         self._prior = prior / prior.sum(axis=1, keepdims=True)
@@ -79,6 +87,7 @@ class PersistentBets:
         self._past = np.zeros((size, self._width))
         self._open = np.zeros((size, self._width), dtype=np.int64)
         self._open_spend = np.zeros(size)
+        self._open_wide = np.zeros(size, dtype=bool)
         self._rows = np.zeros(size, dtype=np.int64)
 
     def update(self, window: Window) -> tuple[Evidence, ...]:
@@ -87,6 +96,7 @@ class PersistentBets:
         best, judged = self._capital.copy(), np.zeros(len(self._columns), dtype=bool)
         for rows, counts in self._batches(window):
             self._open += counts
+            self._open_wide |= not window.whole
             self._open_spend += spend * rows / window.rows
             done = np.flatnonzero(self._open.sum(axis=1) >= self._block)
             if done.size:
@@ -116,7 +126,9 @@ class PersistentBets:
         """Settle the open rows of the columns ``done`` against what was guessed before them, then learn from them."""
         weight = self._past[done].sum(axis=1, keepdims=True)
         guess = (_PRIOR_ROWS * self._prior[done] + self._past[done]) / (_PRIOR_ROWS + weight)
-        null = project(guess, self._low[done], self._high[done])
+        wide = self._open_wide[done, None]
+        (low, high), (lower, higher) = self._bands
+        null = project(guess, np.where(wide, lower[done], low[done]), np.where(wide, higher[done], high[done]))
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(guess > 0, np.log(guess / null), 0.0)
         rows = self._open[done]
@@ -126,6 +138,7 @@ class PersistentBets:
         )
         self._past[done] = _DECAY * self._past[done] + rows / self._times[done, None]
         self._open[done] = 0
+        self._open_wide[done] = False
         self._open_spend[done] = 0.0
 
     def _evidence(self, i: int, capital: float, judged: bool, spend: float) -> Evidence:
@@ -150,12 +163,12 @@ class PersistentBets:
         ).astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("capital", "past", "open", "open_spend", "rows")
+        names = ("capital", "past", "open", "open_spend", "open_wide", "rows")
         return {name: pack_array(getattr(self, "_" + name)) for name in names}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._capital, self._past, self._open, self._open_spend, self._rows = (
-            unpack_array(state[name]) for name in ("capital", "past", "open", "open_spend", "rows")
+        self._capital, self._past, self._open, self._open_spend, self._open_wide, self._rows = (
+            unpack_array(state[name]) for name in ("capital", "past", "open", "open_spend", "open_wide", "rows")
         )
 
 

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.logfile import Served
@@ -31,6 +32,8 @@ SAMPLE_CELLS = 200_000
 """Values of those rows; wide models show fewer rows, but at least 100."""
 BURST = 4
 """Batches that may be told at once; after that one for each time the prediction log is written by its clock."""
+COUNT_ROWS = 20_000
+"""Rows that wait to be counted, at most: counting many at once costs less a row."""
 _VERSIONS = 2
 _ID_BYTES = 64 + 8
 _VERSION_BYTES = 2_000
@@ -92,6 +95,8 @@ class Teller:
         self._watched: tuple[int, Bins] | None = None
         self._start, self._counted = secrets.randbits(64), 0
         self._waiting = _Waiting({}, {})
+        self._fresh: list[Served] = []
+        self._fresh_rows = 0
         self._allowed, self._at = float(BURST), clock()
         self._dropped_told = 0
         self._deaf = False
@@ -99,7 +104,7 @@ class Teller:
     @property
     def waits(self) -> bool:
         """Something was served that is not told yet."""
-        return bool(self._waiting.rows or self._waiting.stats)
+        return bool(self._fresh or self._waiting.rows or self._waiting.stats)
 
     def watch(self, version: int, bins: Bins) -> None:
         """Count rows of this version, in these bins, from now on: it is the champion."""
@@ -108,15 +113,21 @@ class Teller:
     def tell(
         self, fresh: Sequence[Served], stats: dict[int, VariantStats], dropped: int, *, last: bool = False
     ) -> None:
-        """Count ``fresh``, and tell all that waits when it is time, or when this is the ``last`` call.
+        """Take what was served, and count and tell all that waits when it is time, or when this is the ``last`` call.
 
         ``stats`` are figures since the last call, without scores; ``dropped`` is how many rows were dropped in all.
         """
-        self._count(fresh, stats)
+        self._fresh += fresh
+        self._fresh_rows += sum(len(item.answer.scores) for item in fresh)
+        for version, figures in stats.items():
+            self._waiting.stats[version] = self._waiting.stats.get(version, VariantStats()) + figures
         now = self._clock()
         self._allowed = min(BURST, self._allowed + (now - self._at) / self._every_s)
         self._at = now
-        if self._allowed < 1.0 and not last:
+        due = self._allowed >= 1.0 or last
+        if due or self._fresh_rows >= COUNT_ROWS:
+            self._count()
+        if not due:
             return
         self._allowed -= 1.0
         waiting = self._waiting
@@ -136,20 +147,19 @@ class Teller:
             return
         self._waiting, self._dropped_told, self._deaf = _Waiting({}, {}), dropped, False
 
-    def _count(self, fresh: Sequence[Served], stats: dict[int, VariantStats]) -> None:
+    def _count(self) -> None:
         waiting = self._waiting
+        fresh, self._fresh, self._fresh_rows = self._fresh, [], 0
         by_version: dict[int, list[Served]] = defaultdict(list)
         for item in fresh:
             by_version[item.version].append(item)
-        for version, figures in stats.items():
-            waiting.stats[version] = waiting.stats.get(version, VariantStats()) + figures
         for version, items in by_version.items():
             scores = np.concatenate([item.answer.scores for item in items])
             waiting.stats[version] = waiting.stats.get(version, VariantStats()) + _sums(scores)
             waiting.rows += len(scores)
             waiting.unwatched += self._observe(version, items, scores)
 
-    def _observe(self, version: int, items: Sequence[Served], scores: np.ndarray[Any, Any]) -> int:
+    def _observe(self, version: int, items: Sequence[Served], scores: NDArray[np.float64]) -> int:
         """Count rows of the version that is watched; how many were not, because they are another's."""
         watched = self._watched
         if watched is None or watched[0] != version:
@@ -178,18 +188,18 @@ class Teller:
 
 
 class _Names:
-    """The request of each row, by the row's number among those of some batches."""
+    """The requests of some rows, by the rows' numbers among those of all batches."""
 
     def __init__(self, items: Sequence[Served], text: Callable[[int], str]) -> None:
         self._ids = list(chain.from_iterable(item.ids for item in items))
         self._ends = np.cumsum(list(chain.from_iterable(item.counts for item in items)))
         self._text = text
 
-    def __call__(self, row: int) -> str:
-        given = self._ids[int(np.searchsorted(self._ends, row, side="right"))]
-        return self._text(given) if isinstance(given, int) else given
+    def __call__(self, rows: NDArray[np.intp]) -> list[str]:
+        given = (self._ids[i] for i in np.searchsorted(self._ends, rows, side="right").tolist())
+        return [self._text(each) if isinstance(each, int) else each for each in given]
 
 
-def _sums(scores: np.ndarray[Any, Any]) -> VariantStats:
+def _sums(scores: NDArray[np.float64]) -> VariantStats:
     finite = scores[np.isfinite(scores)]
     return VariantStats(score_n=len(finite), score_sum=float(finite.sum()), score_sumsq=float((finite * finite).sum()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,13 +102,18 @@ class Bins:
         ------
         DataError : another number of columns than the bins have
         """
-        self._check(x)
         found = np.empty((len(self.columns), len(x)), dtype=np.int16)
+        for start, i, cells in self._found(x):
+            found[i, start : start + _CHUNK] = cells
+        return found
+
+    def _found(self, x: NDArray[np.floating[Any]]) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+        """First row, column and cells of each run of rows that fits a cache."""
+        self._check(x)
         for start in range(0, len(x), _CHUNK):
             columns = np.ascontiguousarray(x[start : start + _CHUNK].T)
             for i, column in enumerate(columns):
-                found[i, start : start + _CHUNK] = self._cells(i, column)
-        return found
+                yield start, i, self._cells(i, column)
 
     def _cells(self, i: int, column: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
         finite = np.isfinite(column)
@@ -166,20 +171,20 @@ class Sketch:
         ------
         DataError : another number of columns than the bins have; columns are never cut off in silence
         """
-        bins._check(x)
-        size, width = len(bins.columns), bins.width
-        counts = np.zeros((size, width + 2), dtype=np.int64)
-        for start in range(0, len(x), _CHUNK):
-            columns = np.ascontiguousarray(x[start : start + _CHUNK].T)
-            for i, column in enumerate(columns):
-                counts[i] += np.bincount(bins._cells(i, column), minlength=width + 2)
+        counts = np.zeros((len(bins.columns), bins.width + 2), dtype=np.int64)
+        for _, i, cells in bins._found(x):
+            counts[i] += np.bincount(cells, minlength=bins.width + 2)
         return cls._from_counts(bins, len(x), counts)
 
     @classmethod
-    def of_cells(cls, bins: Bins, cells: NDArray[np.int16]) -> Sketch:
-        """Count cells ``(n_columns, n_rows)`` that :meth:`Bins.locate` found."""
-        counts = np.array([np.bincount(row, minlength=bins.width + 2) for row in cells], dtype=np.int64)
-        return cls._from_counts(bins, cells.shape[1], counts.reshape(len(bins.columns), bins.width + 2))
+    def located(cls, bins: Bins, x: NDArray[np.floating[Any]]) -> tuple[Sketch, NDArray[np.int16]]:
+        """As :meth:`of` and :meth:`Bins.locate` at once, which looks for each cell only once."""
+        counts = np.zeros((len(bins.columns), bins.width + 2), dtype=np.int64)
+        found = np.empty((len(bins.columns), len(x)), dtype=np.int16)
+        for start, i, cells in bins._found(x):
+            found[i, start : start + _CHUNK] = cells
+            counts[i] += np.bincount(cells, minlength=bins.width + 2)
+        return cls._from_counts(bins, len(x), counts), found
 
     @classmethod
     def _from_counts(cls, bins: Bins, rows: int, counts: NDArray[np.int64]) -> Sketch:

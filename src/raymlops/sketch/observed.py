@@ -115,28 +115,30 @@ class Observed:
         x: NDArray[np.floating[Any]],
         at: ArrayLike,
         keys: NDArray[np.uint64],
-        ids: Callable[[int], str] | Sequence[str] = (),
+        ids: Callable[[NDArray[np.intp]], Sequence[str]] | Sequence[str] = (),
         *,
         limit: int | None = None,
     ) -> Observed:
         """Rows ``x`` ``(n, n_columns)`` with the score last, served ``at``, of which ``limit`` are kept (``None``: all).
 
-        ``ids`` gives the request of a row by its number; only rows that are kept are asked for.
+        ``ids`` holds the request of each row, or gives those of the rows it is asked for: the ones that are kept.
 
         Raises
         ------
         DataError : another number of columns than the bins have
         """
         rows = np.asarray(x, dtype=np.float32)
-        cells = bins.locate(rows)
-        sketch = Sketch.of_cells(bins, cells)
+        sketch, cells = Sketch.located(bins, rows)
         if not len(rows):
             return cls.empty(bins)
         times = np.broadcast_to(np.asarray(at, dtype=np.float64), len(rows))
-        name = ids if callable(ids) else (lambda i: ids[i]) if len(ids) else (lambda i: "")
 
         def some(index: NDArray[np.intp]) -> Rows:
-            return Rows(rows[index], times[index], keys[index], tuple(name(int(i)) for i in index))
+            if callable(ids):
+                names = tuple(ids(index))
+            else:
+                names = tuple(ids[i] for i in index) if len(ids) else ("",) * len(index)
+            return Rows(rows[index], times[index], keys[index], names)
 
         cut, kept = _below(keys, limit)
         far, by = _furthest(bins, rows, cells, keys)
