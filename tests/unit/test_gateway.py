@@ -275,6 +275,7 @@ def test_missing_values_are_taken_where_the_contract_has_them(run: Callable[...,
         ("GET", "//churn/status", 404, None),
         ("GET", "/churn/\\..\\status", 404, None),
         ("GET", "/churn/status\0", 404, None),
+        ("GET", "/churn/" + "x" * 4000, 404, None),
         ("POST", "/v2/models/other/infer", 404, None),
     ],
 )

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, overload
 
 
-class FlatRows(Sequence[dict[str, Any]]):
+class MadeRows(Sequence[dict[str, Any]]):
+    """Rows that are made when somebody asks for one."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]:
+        """The row at ``index``, which is from 0 and below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self.row(at) for at in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.row(index % len(self))
+
+
+class FlatRows(MadeRows):
     """Rows of the same columns.
 
     Attributes
@@ -24,24 +48,9 @@ class FlatRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.values) // len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        start = index % len(self) * len(self.names)
+    def row(self, index: int) -> dict[str, Any]:
+        start = index * len(self.names)
         return dict(zip(self.names, self.values[start : start + len(self.names)], strict=True))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        width = len(self.names)
-        for start in range(0, len(self.values), width):
-            yield dict(zip(self.names, self.values[start : start + width], strict=True))
 
 
 def join_rows(parts: Sequence[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from raymlops.data.columns import encode_table
+from raymlops.data.rows import MadeRows
 from raymlops.data.schema import DataContract
 
 
-class TableRows(Sequence[dict[str, Any]]):
+class TableRows(MadeRows):
     """An Arrow table where a list of request rows is expected.
 
     Whoever knows tables takes :attr:`table`; others iterate over rows, which are made then.
@@ -27,19 +28,9 @@ class TableRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row: dict[str, Any] = self.table.slice(index % len(self), 1).to_pylist()[0]
-        return row
+    def row(self, index: int) -> dict[str, Any]:
+        made: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        return made
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.table.to_batches(max_chunksize=1024):

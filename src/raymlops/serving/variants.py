@@ -345,7 +345,7 @@ class Variants:
         if len(answer.predictions) != len(rows) or not answer.finite.all():
             return None
         took_s = time.perf_counter() - started
-        isolated.patience.answered(took_s)
+        isolated.patience.answered(took_s if answer.work_ms is None else answer.work_ms / 1000.0)
         for _ in range(requests):
             self._recorder.request(version, took_s * 1000.0, work_ms=answer.work_ms)
         return answer
