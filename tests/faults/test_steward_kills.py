@@ -32,6 +32,8 @@ from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
+from raymlops.sketch.observed import Observed, keys_of
+from raymlops.sketch.profile import with_score
 from raymlops.store import LabelRow, PredictionRow, Store
 from raymlops.testing.packages import register_small, table
 
@@ -116,7 +118,7 @@ def write_labels(settings: Settings, home: Path, kills: Count[int], told: Count[
                 ],
             )
             while done < start + BATCH:
-                while told.value <= done or (kills.value < wanted and done / ROWS > (kills.value + 2) / wanted):
+                while told.value <= done or (kills.value < wanted and done / ROWS >= (kills.value + 1) / wanted):
                     time.sleep(0.01)
                 few = list(range(done, min(start + BATCH, done + rng.randint(1, 20))))
                 again = rng.sample(range(done), min(done, rng.randint(0, 2)))
@@ -133,7 +135,7 @@ def watch(settings: Settings, home: Path, told: Count[int]) -> None:
     from raymlops.loop.ray_steward import Steward
 
     nothing: Any = Nothing()
-    store, stream = Store(settings.store), Stream.of(home)
+    store, stream, bins = Store(settings.store), Stream.of(home), Predictor.load(home / "package").bins
     rows = (store.get("watch", NAME) or {"rows": 0})["rows"]
     clock = ManualClock(float(rows))
     steward = Steward(NAME, settings, nothing, nothing, nothing, clock)
@@ -144,8 +146,9 @@ def watch(settings: Settings, home: Path, told: Count[int]) -> None:
                 at = np.arange(rows, rows + BATCH, dtype=float)
                 rows += BATCH
                 clock.advance(BATCH)
-                x, scores = stream.x[mine], stream.scores[mine]
-                steward.observe({"x": x, "scores": scores, "served_at": at, "versions": np.ones(BATCH, dtype=int)})
+                seen = with_score(stream.x[mine], stream.scores[mine])
+                observed = Observed.of(bins, seen, at, keys_of(mine.start, BATCH, 0), ())
+                steward.observe({"observed": {1: observed.to_message()}, "rows": BATCH})
             steward.tick()
             told.value = rows
             last = steward.status()["monitor"]["last"]
