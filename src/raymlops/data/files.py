@@ -232,10 +232,19 @@ def _joined(tables: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     for name, table in tables[1:]:
         if sorted(table.column_names) != sorted(names):
             raise DataError(_differ(name, table.column_names, names, first))
-    try:
-        return pa.concat_tables([table.select(names) for _, table in tables], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"The files from {first} on hold different types: {error}") from error
+    for name, table in tables[1:]:
+        for column in names:
+            here, there = table.schema.field(column).type, tables[0][1].schema.field(column).type
+            if not _joins(here, there):
+                raise DataError(
+                    f"{name}: column {column!r} holds {here}, and {there} in {first}: files of a source have the same types."
+                )
+    return pa.concat_tables([table.select(names) for _, table in tables], promote_options="permissive")
+
+
+def _joins(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether columns of both types can stand below each other: equal, or both numbers."""
+    return one == other or all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other))
 
 
 def _differ(name: str, columns: Sequence[str], expected: Sequence[str], first: str = "the first file") -> str:
