@@ -58,6 +58,12 @@ def test_other_formats_give_plain_types(tmp_path: Path, form: str) -> None:
     assert table["s"].to_pylist() == ["a", None]
 
 
+def test_a_file_without_a_value_in_a_column_says_nothing_of_its_type(tmp_path: Path) -> None:
+    lines = ('{"a": null, "b": 1}\n', '{"a": 2.5, "b": 2}\n', '{"a": 3, "b": null}\n')
+    files = [write(tmp_path, f"{number}.jsonl", line) for number, line in enumerate(lines)]
+    assert read_files(files, "json").to_pydict() == {"a": [None, 2.5, 3.0], "b": [1, 2, None]}
+
+
 def test_compressed_json_and_csv(tmp_path: Path) -> None:
     for name, text in (("x.jsonl.gz", b'{"b": 1, "a": "t"}\n'), ("x.csv.gz", b"b,a\n1,t\n")):
         (tmp_path / name).write_bytes(gzip.compress(text))

@@ -232,14 +232,25 @@ def _joined(tables: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     for name, table in tables[1:]:
         if sorted(table.column_names) != sorted(names):
             raise DataError(_differ(name, table.column_names, names, first))
-    for name, table in tables[1:]:
-        for column in names:
-            here, there = table.schema.field(column).type, tables[0][1].schema.field(column).type
-            if not _joins(here, there):
-                raise DataError(
-                    f"{name}: column {column!r} holds {here}, and {there} in {first}: files of a source have the same types."
-                )
-    return pa.concat_tables([table.select(names) for _, table in tables], promote_options="permissive")
+    columns = [_stacked(column, tables) for column in names]
+    return pa.table(dict(zip(names, columns, strict=True)))
+
+
+def _stacked(column: str, tables: Sequence[tuple[str, pa.Table]]) -> pa.ChunkedArray:
+    """One column of all files. Where a file has no value in it, its type there says nothing."""
+    parts = [(name, table.column(column)) for name, table in tables]
+    told = [(name, part) for name, part in parts if part.null_count < len(part)] or parts[:1]
+    first, kind = told[0][0], told[0][1].type
+    for name, part in told[1:]:
+        if not _joins(part.type, kind):
+            raise DataError(
+                f"{name}: column {column!r} holds {part.type}, and {kind} in {first}: files of a source have the same types."
+            )
+        kind = kind if part.type == kind else pa.float64()
+    chunks: list[pa.Array] = []
+    for _, part in parts:
+        chunks += [pa.nulls(len(part), kind)] if part.null_count == len(part) else part.cast(kind).chunks
+    return pa.chunked_array(chunks, type=kind)
 
 
 def _joins(one: pa.DataType, other: pa.DataType) -> bool:
