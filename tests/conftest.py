@@ -83,7 +83,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real PostgreSQL: the one that ``RAYMLOPS_TEST_POSTGRES`` names, else one of this session's own, from a
+    """The URL of a real PostgreSQL: the one that ``RAYMLOPS_TEST_POSTGRES`` names, else one of the test run's own, from a
     package, on a socket in a folder."""
     named = os.environ.get("RAYMLOPS_TEST_POSTGRES")
     if named:

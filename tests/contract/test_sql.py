@@ -130,7 +130,7 @@ def test_what_the_database_refuses_is_said_without_the_url(url: str) -> None:
 )
 def test_sources_that_cannot_work(build: object, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        build()  # type: ignore[operator]
+        build()
 
 
 def test_a_password_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

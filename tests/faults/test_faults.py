@@ -93,7 +93,7 @@ class Load:
 
 @dataclass
 class World:
-    """The endpoint and the processes behind it, found through this session's own Ray."""
+    """The endpoint and the processes behind it, found through the test run's own Ray."""
 
     settings: Settings
     endpoint: Endpoint

@@ -58,4 +58,4 @@ def test_other_columns_are_refused_not_filled() -> None:
 )
 def test_what_cannot_be_combined_is_refused_when_built(build: object, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        build()  # type: ignore[operator]
+        build()

@@ -53,7 +53,7 @@ def test_other_formats_give_plain_types(tmp_path: Path, form: str) -> None:
         orc.write_table(pa.Table.from_pandas(frame.astype({"n": "int32"})), str(path))
     else:
         pq.write_table(pa.Table.from_pandas(frame.astype({"n": "int8", "s": "category"})), path)
-    table = read_files([str(path)], form)  # type: ignore[arg-type]
+    table = read_files([str(path)], form)
     assert [str(kind) for kind in table.schema.types] == ["int64", "string", "string", "double"]
     assert table["s"].to_pylist() == ["a", None]
 
@@ -85,7 +85,7 @@ def test_compressed_json_and_csv(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
-        read_files([write(tmp_path, name, content)], name.rsplit(".", 1)[-1])  # type: ignore[arg-type]
+        read_files([write(tmp_path, name, content)], name.rsplit(".", 1)[-1])
 
 
 def test_columns_that_differ_between_files_are_named(tmp_path: Path) -> None:
