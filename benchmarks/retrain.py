@@ -13,7 +13,7 @@ before any probe. An alarm is followed by harm when the loss of the model that a
 times its hold-out loss. Alarms are those of the loop, and the first one of models that were trained at six places of the stream
 and then left alone, by the same policy without its pace. ``probes`` are the cheap refits of the loop, which are no retrainings.
 What was tuned: ``refit_cost``, the rows a probe compares on, and how far apart probes are, on elec2 and bike_sharing, whole; how
-soon a new version is first probed, on bank_marketing (a half to a quarter of its predecessor's age); acs_employment_ma was never looked at.
+soon a new version is first probed, on bank_marketing (a half to a third of its predecessor's age); acs_employment_ma was never looked at.
 ``--quick`` replays every table's first two thirds. The last line is JSON.
 """
 

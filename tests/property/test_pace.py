@@ -67,7 +67,7 @@ def test_an_excess_that_is_over_is_not_added_up_for_ever() -> None:
     assert pace.lost == 0.0
 
 
-@pytest.mark.parametrize(("promoted", "next_rows"), [(True, 250), (False, 1000)])
+@pytest.mark.parametrize(("promoted", "next_rows"), [(True, 333), (False, 1000)])
 def test_the_successor_is_looked_at_sooner_than_its_predecessor_lasted(promoted: bool, next_rows: int) -> None:
     assert renewed(Pace().probed(found(0.1, 200), 1000, 60.0), promoted) == Pace(next_rows=next_rows)
 

@@ -25,7 +25,6 @@ from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
-from raymlops.data.sql import SQLSource
 from raymlops.errors import DataError, SparkUnavailable
 from raymlops.settings import Settings
 
@@ -225,22 +224,6 @@ class TestOneSession:
         alone = prepare_frame(replace(source, engine="arrow"), with_half, spark_ready)
         pd.testing.assert_frame_equal(alone, by_spark)
         assert alone["n"].tolist() == [-1, 2, 3]
-
-    def test_a_table_over_jdbc_in_ranges(self, read: Read) -> None:
-        """Derby's driver comes with Spark; other databases bring theirs by ``jars=``."""
-        url, driver = "jdbc:derby:memory:sales;create=true", "org.apache.derby.jdbc.EmbeddedDriver"
-
-        def make(spark: Any) -> Any:
-            made = spark.range(0, 90, 1, 1).selectExpr("id", "id * 0.5d AS price", "id % 2 AS y")
-            made.write.format("jdbc").options(url=url, driver=driver, dbtable="sales").mode("overwrite").save()
-            return made
-
-        # The in-memory database lives in one JVM, which is where a table of one partition is written and read.
-        read(SparkSource(make, label="y"))
-        source = SQLSource(url, table="sales", label="y", driver=driver, partition="id", partitions=3)
-        frame = read(source)
-        assert sorted(frame["id"].tolist()) == list(range(90))
-        assert frame["price"].sum() == 0.5 * 4005
 
     def test_a_second_session_is_refused(self, read: Read, spark_ready: Settings) -> None:
         second = SparkOnRay(spark_ready)

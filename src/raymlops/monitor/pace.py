@@ -21,7 +21,7 @@ from typing import Any
 
 from raymlops.search.probe import Probe
 
-_FIRST = 4
+_FIRST = 3
 _CLOSER = 1 / 8
 _FURTHER = 1 / 4
 """The next probe comes after at least an eighth more rows than this one had, and at most a quarter: what a probe has shown
@@ -124,7 +124,7 @@ class Pace:
 
 
 def renewed(pace: Pace, promoted: bool) -> Pace:
-    """After a retraining: its successor is looked at when a quarter as old as this champion became, and where nothing was
+    """After a retraining: its successor is looked at when a third as old as this champion became, and where nothing was
     promoted, or the retraining has only begun, the champion when as old again."""
     reached = max(pace.rows, pace.next_rows if pace.newest is None else 0)
     return Pace(next_rows=reached // _FIRST if promoted else reached)
