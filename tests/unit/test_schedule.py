@@ -198,7 +198,7 @@ def searched(arrays: Arrays, journal: Journal, trials: int, most_orders: int = 1
         mode="max",
         seed=0,
         floor=0.5,
-        earlier=journal.earlier(),
+        earlier=journal.earlier("roc_auc", "max"),
         known=[item.proposal for item in done],
     )
     plan = schedule(proposer=proposals, shares=ladder(7000), trials=trials)
