@@ -241,7 +241,7 @@ def size_mb(folder: str | Path) -> float:
 
 def _user_parts(estimator: Any) -> list[Any]:
     """What of an estimator may be the user's own code: itself, the model it wraps, and all that a pipeline of models holds."""
-    wrapped = getattr(estimator, "pipeline", None)
+    wrapped: Any = getattr(estimator, "pipeline", None)
     held = wrapped.get_params(deep=True).values() if hasattr(wrapped, "get_params") else ()
     return [estimator, wrapped, *held]
 
