@@ -262,10 +262,12 @@ def test_an_edit_of_what_scores_depend_on_makes_another_search(arrays: Arrays) -
         {"weights": lambda x, y: y + 1.0},
         {"weights": lambda x, y: y + 2.0},
         {"monotone": {"a": 1}},
+        {"metric": lambda y, p: float(p.mean())},
+        {"metric": lambda y, p: float(p.mean() + 1)},
         {"candidates": [candidates.hist_boosting({"max_iter": 7})]},
     )
     keys = {json.dumps(told(**edit), sort_keys=True) for edit in ({}, *edits)}
-    assert len(keys) == 6
+    assert len(keys) == 8
     assert json.dumps(told(), sort_keys=True) in keys
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,20 +110,25 @@ def facts(
             float(arrays.y_train.sum()),
             float(arrays.x_train[-1:].sum()),
         ],
-        "metric": [objective.metric, objective.mode],
+        "metric": [objective.metric, objective.mode, _code(getattr(objective.function, "function", None))],
         "shares": shares,
         "recent": recent,
-        "families": [[name, family.start] for name, family in problem.families.items()],
-        "weights": _code(problem.weights) if callable(problem.weights) else problem.weights,
+        "families": [
+            [name, family.start, {key: _code(item) for key, item in (getattr(family, "options", None) or {}).items()}]
+            for name, family in problem.families.items()
+        ],
+        "weights": _code(problem.weights),
         "monotone": problem.monotone,
         "quantile": problem.quantile,
         "seed": seed,
     }
 
 
-def _code(function: Callable[..., Any]) -> list[str]:
-    """A function by its text and that of its module: its address would differ in every process."""
-    code = Code.of("weights", function)
+def _code(given: Any) -> Any:
+    """A function by its text and that of its module, since its address differs in every process; all else as it is."""
+    if not callable(given):
+        return given
+    code = Code.of("search", given)
     return [code.name, code.digest, code.module_digest]
 
 

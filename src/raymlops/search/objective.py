@@ -311,10 +311,10 @@ class _Given:
     """The user's function, and the task whose predictions it takes."""
 
     def __init__(self, function: Callable[[Array, Array], float], task: Task) -> None:
-        self._function, self.task = function, task
+        self.function, self.task = function, task
 
     def __call__(self, y: Array, p: Array) -> float:
-        return self._function(y, p)
+        return self.function(y, p)
 
 
 class _Scorer:
