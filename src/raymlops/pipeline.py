@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +25,7 @@ from raymlops.retrain import RetrainPolicy
 from raymlops.search.selection import Search
 from raymlops.serving.policies import POLICIES, Canary, Policy
 from raymlops.serving.spec import Serving
+from raymlops.user_code import by_value
 
 if TYPE_CHECKING:
     from raymlops.loop.ports import Progress
@@ -138,17 +138,7 @@ class Pipeline:
 
     def dumps(self) -> bytes:
         """The pipeline by value: code of the user's own modules travels with it, so a retraining needs no source tree."""
-        import cloudpickle
-
-        modules = [sys.modules[name] for name in _user_modules(self)]
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            content: bytes = cloudpickle.dumps(self)
-        finally:
-            for module in modules:
-                cloudpickle.unregister_pickle_by_value(module)
-        return content
+        return by_value(self, *_user_parts(self))
 
 
 def loads(content: bytes, digest: str) -> Pipeline:
@@ -171,21 +161,15 @@ def loads(content: bytes, digest: str) -> Pipeline:
     return pipeline
 
 
-def _user_modules(pipeline: Pipeline) -> set[str]:
-    """Modules of the user's functions that an importing process may not have: neither installed nor ``__main__``."""
-    parts = getattr(pipeline.source, "sources", (pipeline.source,))
-    functions: list[Any] = [pipeline.features]
-    functions += [getattr(part, name, None) for part in parts for name in ("prepare", "dataset")]
-    names = {getattr(function, "__module__", None) for function in functions if function is not None}
-    found = set()
-    for name in names:
-        origin = getattr(sys.modules.get(name or ""), "__file__", None) or ""
-        if (
-            name
-            and name != "__main__"
-            and name in sys.modules
-            and "site-packages" not in origin
-            and not name.startswith("raymlops")
-        ):
-            found.add(name)
+def _user_parts(pipeline: Pipeline) -> list[Any]:
+    """What of a pipeline may be the user's own code."""
+    found = [getattr(pipeline, spec.name) for spec in fields(pipeline)]
+    for part in getattr(pipeline.source, "sources", (pipeline.source,)):
+        found += [part, getattr(part, "prepare", None), getattr(part, "dataset", None)]
+    search = pipeline.search
+    # A scorer of scikit-learn's holds the function it was made of.
+    found += [search.metric, getattr(search.metric, "_score_func", None), search.weights]
+    for family in search.candidates or ():
+        options = getattr(family, "options", None) or {}
+        found += [family, getattr(family, "draw", None), *(item for item in options.values() if callable(item))]
     return found

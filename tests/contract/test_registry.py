@@ -170,6 +170,16 @@ def test_every_trial_is_a_run_with_parameters_and_metrics(mlflow_uri: str) -> No
     assert runs["2 xgboost"].data.tags["raymlops.error"] == "ValueError: no"
 
 
+def test_the_run_of_a_search_has_the_figures_of_the_trial_that_was_promoted(mlflow_uri: str) -> None:
+    trials = tuple(
+        Trial(number=i, family=name, params={}, score=0.9 - i / 100) for i, name in enumerate(("big", "small"))
+    )
+    registry = MlflowRegistry(mlflow_uri)
+    board = Leaderboard(metric="roc_auc", mode="max", trials=trials)
+    parent = registry._client.get_run(registry.log_search("promoted", board, promoted=trials[1])).data
+    assert (parent.params["family"], parent.metrics["roc_auc"]) == ("small", 0.89)
+
+
 def test_a_registry_crosses_processes_by_its_address(mlflow_uri: str) -> None:
     registry = MlflowRegistry(mlflow_uri)
     add(registry, "crossing")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raymlops.search.calibration import calibrate
 from raymlops.search.decision import Decision
+from raymlops.search.objective import Objective
 from raymlops.search.threshold import Costs, Threshold, choose_threshold
 
 Rows = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -76,6 +77,6 @@ def test_a_threshold_for_f1_is_the_best_of_all(given_rows: Rows) -> None:
 @given(value=st.floats(0.001, 0.999), p=st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_a_metric_at_one_half_sees_the_decisions_of_the_threshold(value: float, p: list[float]) -> None:
     made = Decision(threshold=Threshold(value=value, rule="fixed"))
-    seen = made.for_metric("f1", np.array(p))
+    seen = made.for_metric(Objective.of("f1", "binary"), np.array(p))
     np.testing.assert_array_equal(seen >= 0.5, np.array(p) >= value)
     assert ((seen >= 0) & (seen <= 1)).all()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raymlops.search.calibration import Calibration, calibrate
 from raymlops.search.decision import Decision
-from raymlops.search.objective import log_loss
+from raymlops.search.objective import Objective, log_loss
 from raymlops.search.threshold import Threshold
 
 
@@ -112,6 +112,6 @@ def test_it_comes_back_whole_from_json() -> None:
 def test_a_metric_of_decisions_sees_the_threshold_and_a_metric_of_probabilities_does_not() -> None:
     made = Decision(threshold=Threshold(value=0.2, rule="fixed"))
     p = np.array([0.0, 0.1, 0.2, 0.6, 1.0])
-    np.testing.assert_array_equal(made.for_metric("f1", p) >= 0.5, p >= 0.2)
-    np.testing.assert_allclose(made.for_metric("f1", p), [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_array_equal(made.for_metric("log_loss", p), p)
+    np.testing.assert_array_equal(made.for_metric(Objective.of("f1", "binary"), p) >= 0.5, p >= 0.2)
+    np.testing.assert_allclose(made.for_metric(Objective.of("f1", "binary"), p), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(made.for_metric(Objective.of("log_loss", "binary"), p), p)

@@ -157,6 +157,24 @@ def test_native_categories_split_sets_and_survive_a_file(tmp_path: Any) -> None:
     assert found[True] == 1.0 > found[False]
 
 
+def test_two_families_of_boosting_do_not_share_a_matrix_that_one_reads_otherwise() -> None:
+    x, y = rows("binary")
+    cache: dict[Any, Any] = {}
+
+    def once(key: Any, make: Any) -> Any:
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
+
+    for family in (candidates.xgboost(), candidates.xgboost(name="sets", native_categories=True)):
+        fitted, alone = (family.build({"rounds": 5}, "binary", 2, [2], 0) for _ in range(2))
+        assert isinstance(fitted, XGBoostEstimator)
+        fitted.once = once
+        said, own = (one.fit(x[:300], y[:300], x[300:], y[300:]).predict(x) for one in (fitted, alone))
+        np.testing.assert_array_equal(said, own)
+    assert len(cache) == 4
+
+
 def test_a_settled_family_has_nothing_left_to_draw() -> None:
     found = {"learning_rate": 0.2, "max_depth": 3, "rounds": 7, "recent": 0.25}
     fixed = candidates.settled(candidates.xgboost(), found)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError
 from raymlops.monitor.attribution import suspects
 from raymlops.monitor.examine import Examination, examine
 from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import Reference
+from raymlops.search.candidates import hist_boosting
 from raymlops.search.probe import compared_rows
+from raymlops.search.selection import Search
 
 
 def rows(n: int, seed: int, *, flipped: bool = False) -> tuple[Any, Any]:
@@ -114,3 +118,19 @@ def test_suspects_may_be_categories_missing_values_or_errors_of_classes() -> Non
     scores = np.column_stack((np.ones(1000), np.zeros(1000)))
     assert [item.column for item in suspects(x, truth, scores, ("kind", "gone", "idle"))] == ["kind"]
     assert suspects(x, np.ones(1000), np.ones(1000), ("kind", "gone", "idle")) == ()
+
+
+def test_the_refit_of_a_probe_keeps_the_quantile_and_the_monotone_columns() -> None:
+    from raymlops.loop.ray_probe import _refit
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 2)).astype(np.float32)
+    y = rng.normal(size=2000) - x[:, 0]
+    columns = tuple(Column(name=name, kind="number", nullable=False, minimum=-9.0, maximum=9.0) for name in "ab")
+    contract = DataContract(columns=columns, label="y", task="regression", classes=())
+    search = Search(candidates=[hist_boosting()], quantile=0.9, monotone={"a": 1})
+    champion: Any = SimpleNamespace(family="hist_boosting", params={"max_iter": 20}, version=1)
+    predict = _refit(search, champion, contract)(x, y)
+    assert np.mean(y <= predict(x)) == pytest.approx(0.9, abs=0.03)
+    line = np.column_stack([np.linspace(-3, 3, 50), np.zeros(50)]).astype(np.float32)
+    assert (np.diff(predict(line)) >= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from raymlops.data.schema import Column, DataContract
 from raymlops.data.snapshot import Arrays
+from raymlops.errors import ConfigError
 from raymlops.lake import Lake
 from raymlops.search import candidates
-from raymlops.search.journal import Journal, finished
-from raymlops.search.leaderboard import Leaderboard
+from raymlops.search.journal import Journal, facts, finished
+from raymlops.search.leaderboard import Leaderboard, Trial
 from raymlops.search.proposals import Earlier, Proposals
 from raymlops.search.schedule import Finished, Order, Proposal, Schedule, Wait, ladder
 from raymlops.search.selection import Outcome, Problem, Search
@@ -198,7 +200,7 @@ def searched(arrays: Arrays, journal: Journal, trials: int, most_orders: int = 1
         mode="max",
         seed=0,
         floor=0.5,
-        earlier=journal.earlier(),
+        earlier=journal.earlier("roc_auc", "max"),
         known=[item.proposal for item in done],
     )
     plan = schedule(proposer=proposals, shares=ladder(7000), trials=trials)
@@ -234,6 +236,39 @@ def test_a_search_that_broke_off_goes_on_from_its_journal_and_the_next_starts_fr
     # Closed by e2: another event begins anew, with the promoted configuration first.
     third = searched(arrays, Journal(lake, "churn", "rows", "e3"), 2)
     assert dict(third.points[0]) == dict(second.points[board.best.number])
+
+
+def test_a_search_for_another_metric_starts_without_what_the_last_one_found(tmp_path: Any) -> None:
+    lake = Lake(str(tmp_path))
+    journal = Journal(lake, "churn", "rows", "e1")
+    journal.open({})
+    trial = Trial(number=0, family="linear", params={}, score=0.8)
+    journal.close(Leaderboard(metric="roc_auc", mode="max", trials=(trial,)), {0: {"family": "linear"}})
+    (kept,) = journal.earlier("roc_auc", "max")
+    assert kept == Earlier(point={"family": "linear"}, score=0.8, full=True)
+    assert journal.earlier("log_loss", "min") == []
+    assert journal.earlier("roc_auc", "min") == []
+    lake.write("searches/churn/last.json", b'[{"point": {}, "score": 0.8, "full": true}]')
+    assert journal.earlier("roc_auc", "max") == []
+
+
+def test_an_edit_of_what_scores_depend_on_makes_another_search(arrays: Arrays) -> None:
+    def told(**wishes: Any) -> dict[str, Any]:
+        wishes = {"candidates": [candidates.hist_boosting()], **wishes}
+        return facts(Problem.of(Search(**wishes), CONTRACT, arrays), 0, arrays, (1.0,), (1.0,))
+
+    edits: tuple[dict[str, Any], ...] = (
+        {"weights": "balanced"},
+        {"weights": lambda x, y: y + 1.0},
+        {"weights": lambda x, y: y + 2.0},
+        {"monotone": {"a": 1}},
+        {"metric": lambda y, p: float(p.mean())},
+        {"metric": lambda y, p: float(p.mean() + 1)},
+        {"candidates": [candidates.hist_boosting({"max_iter": 7})]},
+    )
+    keys = {json.dumps(told(**edit), sort_keys=True) for edit in ({}, *edits)}
+    assert len(keys) == 8
+    assert json.dumps(told(), sort_keys=True) in keys
 
 
 def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
@@ -275,6 +310,21 @@ def test_rows_and_binned_matrices_are_made_once_and_shared(arrays: Arrays) -> No
 
 
 # --- proposals ----------------------------------------------------------------------------------------
+
+
+def test_a_parameter_that_is_an_object_is_refused_before_the_search() -> None:
+    from sklearn.ensemble import BaggingClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    held = {"estimator": DecisionTreeClassifier()}
+    sentence = r"'estimator' is an object \(DecisionTreeClassifier\).*put the object inside make="
+    with pytest.raises(ConfigError, match=sentence):
+        candidates.sklearn(BaggingClassifier, name="bagging", start=held)
+    drawn = candidates.sklearn(BaggingClassifier, lambda trial: held, name="bagging")
+    with pytest.raises(ConfigError, match=sentence):
+        Proposals({"bagging": drawn}, (1.0,), mode="max", seed=0, floor=0.5)
+    plain = candidates.sklearn(BaggingClassifier, name="bagging", start={"n": np.int64(3), "sizes": (2, None, "a")})
+    assert Proposals({"bagging": plain}, (1.0,), mode="max", seed=0, floor=0.5)
 
 
 def test_a_champion_whose_ranges_no_longer_fit_is_not_proposed() -> None:

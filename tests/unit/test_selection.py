@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -439,6 +440,25 @@ def test_a_score_that_is_lower_on_every_group_of_rows_is_not_equal() -> None:
         metric="m", mode="max", trials=(costed(0, 0.9, 900.0), costed(1, 0.899, 30.0)), prefer="balanced"
     )
     assert board.best.number == 0
+
+
+def test_a_shorter_past_is_not_taken_for_being_cheaper() -> None:
+    best = replace(costed(0, 0.900, 900.0), params={"recent": 1.0})
+    shorter = replace(costed(1, 0.8995, 30.0, noise=0.005), params={"recent": 0.1})
+    alike = replace(costed(2, 0.8994, 60.0, noise=0.005), params={"recent": 1.0})
+
+    def promoted(*trials: Trial) -> int:
+        return Leaderboard(metric="m", mode="max", trials=trials, prefer="balanced").best.number
+
+    assert promoted(best, shorter) == 0
+    assert promoted(best, shorter, alike) == 2
+    assert promoted(replace(best, params={"recent": 0.1}), shorter) == 1
+
+
+def test_rows_of_a_large_board_compare_numbers_and_not_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = board(*(trial(number, 0.5) for number in range(50)), trial(50, float("nan")))
+    monkeypatch.setattr(Trial, "__eq__", lambda *_: pytest.fail("compared as wholes"))
+    assert [row["number"] for row in many.to_rows()] == list(range(51))
 
 
 def test_a_search_that_gains_nothing_more_is_enough_and_one_that_does_is_not() -> None:

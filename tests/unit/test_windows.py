@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import Arrays
-from raymlops.search.candidates import linear, random_forest
+from raymlops.search.candidates import hist_boosting, linear, random_forest
 from raymlops.search.probe import held_out_predictions
 from raymlops.search.selection import Search, compare_windows
-from raymlops.search.windows import choose_window
+from raymlops.search.windows import _losses, choose_window
 
 SEARCH = Search(candidates=[linear()], metric="brier")
 
@@ -59,6 +61,24 @@ def test_where_all_rows_are_taken_the_estimator_has_learnt_from_all() -> None:
             assert (after.estimator.predict(arrays.x_test) != before.estimator.predict(arrays.x_test)).any()
             return
     raise AssertionError("no seed has a part that is the best by chance")
+
+
+def test_on_few_validation_rows_all_rows_are_kept() -> None:
+    arrays, frame = stream(2600)
+    few = replace(arrays, x_validation=arrays.x_validation[:20], y_validation=arrays.y_validation[:20])
+    contract = learn_contract(frame, "y")
+    assert compare_windows(few, contract, SEARCH, ordered=True).trial.params["recent"] < 1.0
+    assert choose_window(few, contract, SEARCH, ordered=True).trial.params["recent"] == 1.0
+
+
+def test_windows_of_a_quantile_are_compared_by_its_loss() -> None:
+    arrays, frame = stream(None)
+    frame = frame.assign(y=frame.a + frame.b)
+    values = [frame.y.to_numpy()[rows] for rows in (slice(0, 4000), slice(4000, 4250))]
+    arrays = replace(arrays, y_train=values[0], y_validation=values[1])
+    search = Search(candidates=[hist_boosting({"max_iter": 5})], quantile=0.9, recency=False)
+    result = compare_windows(arrays, learn_contract(frame, "y"), search, ordered=True)
+    assert _losses(result, arrays).mean() == pytest.approx(result.trial.score)
 
 
 def test_held_out_predictions_are_of_models_that_had_not_seen_the_rows() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlops.search.objective import Objective
+from raymlops.search.objective import Objective, pinball_rows
 from raymlops.search.resample import Rows, block_rows, moving_blocks, stratified
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ class Comparison:
 
 def row_loss(objective: Objective, y: NDArray[Any], p: NDArray[Any]) -> Floats:
     """One loss a row ``(n,)``, for what needs rows and not a metric: squared error of a probability or a value (absolute
-    for mae), or one minus the true class's probability for ``(n, k)``."""
+    for mae, the quantile's own for a quantile), or one minus the true class's probability for ``(n, k)``."""
     y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if p.ndim == 2:
         return np.asarray(1.0 - p[np.arange(len(y)), y.astype(int)])
+    if objective.quantile is not None:
+        return pinball_rows(y, p, objective.quantile)
     return np.asarray(np.abs(p - y) if objective.metric == "mae" else (p - y) ** 2)
 
 
@@ -91,7 +93,10 @@ def compare(
         return None
     draws, method = _draws(task, y, row_loss(objective, y, b) - row_loss(objective, y, a), ordered, seed)
     gains = np.array(
-        [objective.gain(objective.score(y[rows], a[rows]), objective.score(y[rows], b[rows])) for rows in draws]
+        [
+            objective.gain(objective.score_part(y[rows], a[rows]), objective.score_part(y[rows], b[rows]))
+            for rows in draws
+        ]
     )
     gains = gains[np.isfinite(gains)]
     if len(gains) < REPLICATES / 10:

@@ -167,7 +167,7 @@ def _worst_first(part: Slice) -> tuple[float, float, str]:
 
 
 def _score(objective: Objective, y: NDArray[Any], p: NDArray[Any], mask: Mask) -> float | None:
-    score = objective.score(y[mask], p[mask])
+    score = objective.score_part(y[mask], p[mask])
     return score if math.isfinite(score) else None
 
 

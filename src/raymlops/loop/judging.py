@@ -72,7 +72,7 @@ def measure(
     objective, ordered, contract = result.problem.objective, snapshot.split.ordered, snapshot.contract
 
     def said(x: NDArray[np.float32]) -> NDArray[np.float64]:
-        return decision.for_metric(objective.metric, decision.apply(result.estimator.predict(x)))
+        return decision.for_metric(objective, decision.apply(result.estimator.predict(x)))
 
     y, candidate = arrays.y_test, said(arrays.x_test)
     champion = None if rival is None else rival.prediction
@@ -149,12 +149,18 @@ def served_row(served: pd.DataFrame) -> dict[str, Any] | None:
     return row
 
 
-def held_out(snapshot: DatasetSnapshot, arrays: Arrays, result: SearchResult, decision: Decision) -> Reference:
+def held_out(
+    snapshot: DatasetSnapshot,
+    arrays: Arrays,
+    result: SearchResult,
+    decision: Decision,
+    unseen: NDArray[np.floating[Any]] | None = None,
+) -> Reference:
     """The held-out rows in time order, with what a model says of them that has not learnt from them: what a package keeps for
-    the monitor."""
+    the monitor. ``unseen`` as in :func:`held_out_predictions`."""
     x = np.concatenate([arrays.x_validation, arrays.x_test])[-REFERENCE_ROWS:]
     y = np.concatenate([arrays.y_validation, arrays.y_test])[-REFERENCE_ROWS:]
-    prediction = decision.apply(held_out_predictions(result, arrays))[-REFERENCE_ROWS:]
+    prediction = decision.apply(held_out_predictions(result, arrays, unseen))[-REFERENCE_ROWS:]
     task = snapshot.contract.task
     scores = prediction.argmax(axis=1).astype(float) if task == "multiclass" else prediction
     return Reference(

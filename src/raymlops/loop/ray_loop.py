@@ -47,7 +47,7 @@ from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.decision import Decision, decide
 from raymlops.search.journal import Journal
-from raymlops.search.selection import Search, SearchResult, refit
+from raymlops.search.selection import Search, SearchResult, refit, unseen_validation
 from raymlops.search.threshold import require_binary
 from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor
@@ -230,7 +230,9 @@ class Turn:
             "search", f"{snapshot.split.train:,} rows × {len(snapshot.contract.columns)} features, {objective.metric}"
         )
         result = self._search(arrays, snapshot, event_id)
-        run_id = self.registry.log_search(self.pipeline.name, result.leaderboard, event_id=event_id)
+        run_id = self.registry.log_search(
+            self.pipeline.name, result.leaderboard, event_id=event_id, promoted=result.trial
+        )
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
             judged = self._gate(Path(scratch) / "gated", arrays, snapshot, result, event_id)
@@ -353,10 +355,16 @@ class Turn:
         self, folder: Path, arrays: Arrays, snapshot: DatasetSnapshot, result: SearchResult, event_id: str
     ) -> _Judged:
         spec = self.pipeline.search
+        unseen = unseen_validation(result, arrays)
         decision = decide(
-            result, arrays, ordered=snapshot.split.ordered, calibrated=spec.calibrate, threshold=spec.threshold
+            result,
+            arrays,
+            ordered=snapshot.split.ordered,
+            calibrated=spec.calibrate,
+            threshold=spec.threshold,
+            unseen=unseen,
         )
-        reference = held_out(snapshot, arrays, result, decision)
+        reference = held_out(snapshot, arrays, result, decision, unseen)
         build_package(
             folder,
             result.estimator,
@@ -400,7 +408,7 @@ class Turn:
         predictor = Predictor.load(download(self.lake, version.package_key, folder, version.digest))
         said = predictor.predict(predictor.contract.unbounded().encode(test[list(predictor.contract.names)]))
         return Rival(
-            prediction=predictor.decision.for_metric(result.problem.objective.metric, said),
+            prediction=predictor.decision.for_metric(result.problem.objective, said),
             saw=_may_have_seen(version, snapshot, arrays),
         )
 

@@ -23,7 +23,7 @@ from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import download
 from raymlops.registry.version import ModelVersion
 from raymlops.search.candidates import settled
-from raymlops.search.selection import Search
+from raymlops.search.selection import Search, shape, signs
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
 from raymlops.store import Store
@@ -75,9 +75,12 @@ def _refit(search: Search, made: ModelVersion, contract: DataContract) -> Callab
         )
     champion = settled(family, made.params)
     categorical = [i for i, column in enumerate(contract.columns) if column.kind == "category"]
+    monotone = signs(search.monotone, contract)
 
     def fit(x: NDArray[np.float32], y: NDArray[np.float64]) -> Any:
         model = champion.build(champion.start, contract.task, len(contract.classes), categorical, search.seed)
+        # Weights are left out: the losses that are compared weigh every row alike.
+        shape(model, monotone, search.quantile)
         return model.fit(x, y).predict
 
     return fit

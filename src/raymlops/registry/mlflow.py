@@ -152,8 +152,13 @@ class MlflowRegistry:
 
     # --- experiments -------------------------------------------------------------------------------
 
-    def log_search(self, name: str, leaderboard: Leaderboard, *, event_id: str = "") -> str:
-        """Log every trial as a run under one parent run, in the experiment ``name``; returns the parent's run id."""
+    def log_search(
+        self, name: str, leaderboard: Leaderboard, *, event_id: str = "", promoted: Trial | None = None
+    ) -> str:
+        """Log every trial as a run under one parent run, in the experiment ``name``; returns the parent's run id.
+
+        The parent has the parameters and figures of ``promoted``; where nobody says which trial that is, of the best score.
+        """
         experiment = self._experiment(name)
         parent: str = self._client.create_run(
             experiment,
@@ -164,7 +169,7 @@ class MlflowRegistry:
                 f"{_TAG}mode": leaderboard.mode,
             },
         ).info.run_id
-        best = next(iter(leaderboard.ranked), None)
+        best = promoted or next(iter(leaderboard.ranked), None)
         if best is not None:
             self._log(parent, best, leaderboard.metric)
         for trial in leaderboard.trials:

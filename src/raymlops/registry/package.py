@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,6 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +30,7 @@ from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native, to_onnx
 from raymlops.search.decision import Decision
 from raymlops.search.estimators import XGBoostEstimator
 from raymlops.sketch.profile import Profile
+from raymlops.user_code import by_value
 
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
@@ -192,7 +191,7 @@ def build_package(
         estimator.save(target / "model.json")
     else:
         form = "pickle"
-        (target / "model.pkl").write_bytes(by_value(estimator, type(estimator)))
+        (target / "model.pkl").write_bytes(by_value(estimator, *_user_parts(estimator)))
     native = load_native(target, form, contract.task, len(contract.classes))
     onnx, reason = _onnx(estimator, native, contract, reference)
     runtimes: dict[str, Runtime] = {"native": native}
@@ -240,18 +239,11 @@ def size_mb(folder: str | Path) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def by_value(thing: Any, defined_by: Any) -> bytes:
-    """Pickle with the code of the user's own module inside: whoever loads it need not have that module."""
-    module = sys.modules.get(getattr(defined_by, "__module__", None) or "")
-    origin = getattr(module, "__file__", None) or ""
-    installed = "site-packages" in origin or not origin
-    if module is None or installed or module.__name__ == "__main__" or module.__name__.split(".")[0] == "raymlops":
-        return bytes(cloudpickle.dumps(thing))
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        return bytes(cloudpickle.dumps(thing))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+def _user_parts(estimator: Any) -> list[Any]:
+    """What of an estimator may be the user's own code: itself, the model it wraps, and all that a pipeline of models holds."""
+    wrapped: Any = getattr(estimator, "pipeline", None)
+    held = wrapped.get_params(deep=True).values() if hasattr(wrapped, "get_params") else ()
+    return [estimator, wrapped, *held]
 
 
 def _onnx(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import ConfigError
-from raymlops.search.spaces import Space, as_space
+from raymlops.search.spaces import Space, as_space, check_plain
 
 if TYPE_CHECKING:
     import optuna
@@ -188,7 +188,8 @@ def sklearn(
 
     Raises
     ------
-    ConfigError : ``make`` cannot be called, a task that there is not, a space or name as for the built-in families
+    ConfigError : ``make`` cannot be called, a task that there is not, a parameter of ``start`` that is an object, a space
+        or name as for the built-in families
     """
     if not callable(make):
         raise ConfigError(
@@ -197,6 +198,7 @@ def sklearn(
     if not tasks or not set(tasks) <= set(_ALL):
         raise ConfigError(f"tasks={tasks!r}: give some of {', '.join(_ALL)}.")
     fixed = dict(start or {})
+    check_plain(fixed, f"sklearn({name!r}, start=...)")
     family = _family(name, "wrapped", space, _Fixed(fixed), {})
     return replace(family, start=fixed, tasks=tuple(tasks), options={"make": make, "one_hot": one_hot})
 

@@ -14,9 +14,9 @@ from raymlops.search.threshold import Threshold, ThresholdSpec, choose_threshold
 
 if TYPE_CHECKING:
     from raymlops.data.snapshot import Arrays
+    from raymlops.search.estimators import Floats
+    from raymlops.search.objective import Objective
     from raymlops.search.selection import SearchResult
-
-_DECIDED = ("accuracy", "f1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,13 @@ class Decision:
         """Calibrated probabilities of a classification model; the shape stays."""
         return self.calibration.apply(prediction)
 
-    def for_metric(self, metric: str, prediction: NDArray[Any]) -> NDArray[np.float64]:
+    def for_metric(self, objective: Objective, prediction: NDArray[Any]) -> NDArray[np.float64]:
         """Predictions such that a metric of decisions, which decides at 0.5, sees those made at this threshold.
 
         Metrics of probabilities see the probabilities.
         """
         t = self.threshold.value
-        if metric not in _DECIDED or t == 0.5 or prediction.ndim != 1:
+        if not objective.decides or t == 0.5 or prediction.ndim != 1:
             return np.asarray(prediction, dtype=np.float64)
         return np.where(prediction >= t, 0.5 + 0.5 * (prediction - t) / (1 - t), 0.5 * prediction / t)
 
@@ -56,18 +56,26 @@ class Decision:
 
 
 def decide(
-    result: SearchResult, arrays: Arrays, *, ordered: bool, calibrated: bool, threshold: ThresholdSpec
+    result: SearchResult,
+    arrays: Arrays,
+    *,
+    ordered: bool,
+    calibrated: bool,
+    threshold: ThresholdSpec,
+    unseen: Floats | None = None,
 ) -> Decision:
     """Calibration and threshold of a search's winner, from what it says of the validation rows.
 
-    The winner is fitted once more for this, on the train rows alone: the estimator of the result knows the validation rows.
+    Parameters
+    ----------
+    unseen : :func:`raymlops.search.selection.unseen_validation` of the same result, where it is known already
     """
-    from raymlops.search.selection import refit
+    from raymlops.search.selection import unseen_validation
 
     if result.problem.task == "regression" or (not calibrated and threshold is None):
         return Decision()
     y = arrays.y_validation
-    p = np.asarray(refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation), dtype=np.float64)
+    p = np.asarray(unseen_validation(result, arrays) if unseen is None else unseen, dtype=np.float64)
     calibration = Calibration(note="Switched off by the pipeline.")
     if calibrated:
         calibration, p = calibrate(y, p, ordered=ordered, seed=result.problem.seed)

@@ -113,7 +113,7 @@ class XGBoostEstimator:
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
         bins, params = self.bins, self.settings()
-        train = self.once(("train", bins), lambda: self._matrix(x, y, bins))
+        train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
             self.booster = xgb.train(params, train, num_boost_round=self.rounds, callbacks=ends)
@@ -122,7 +122,9 @@ class XGBoostEstimator:
             return self
         some = np.linspace(0, len(x_val) - 1, min(len(x_val), _WATCHED_ROWS)).astype(int)
         y_val = np.zeros(len(x_val)) if y_val is None else y_val
-        watched = self.once(("watched", bins), lambda: self._matrix(x_val[some], y_val[some], bins, train))
+        watched = self.once(
+            ("watched", bins, self.categorical), lambda: self._matrix(x_val[some], y_val[some], bins, train)
+        )
         patience = max(_PATIENCE, int(3.0 / float(self._params.get("learning_rate", 0.3))))
         grown = xgb.train(
             params,

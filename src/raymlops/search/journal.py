@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.data.snapshot_origin import Code
 from raymlops.lake import Lake
 from raymlops.search.cost import Cost
 from raymlops.search.proposals import Earlier
@@ -15,7 +16,10 @@ from raymlops.search.schedule import Job, Proposal
 from raymlops.search.selection import Outcome
 
 if TYPE_CHECKING:
+    from raymlops.data.snapshot import Arrays
     from raymlops.search.leaderboard import Leaderboard
+    from raymlops.search.objective import Mode
+    from raymlops.search.selection import Problem
 
 _REMEMBERED = 60
 _END = "end.json"
@@ -70,12 +74,16 @@ class Journal:
         self._lake.write(f"{self._root}/{self._count:06d}.json", content)
         self._count += 1
 
-    def earlier(self) -> list[Earlier]:
-        """The last complete search of this pipeline, best first."""
+    def earlier(self, metric: str, mode: Mode) -> list[Earlier]:
+        """The last complete search of this pipeline, best first; empty when it was for another metric."""
         key = f"searches/{self._name}/last.json"
         if not self._lake.exists(key):
             return []
-        return [Earlier(**item) for item in json.loads(self._lake.read(key))]
+        kept = json.loads(self._lake.read(key))
+        # An earlier release kept the trials alone: it is not known which metric their scores are of.
+        if not isinstance(kept, dict) or (kept["metric"], kept["mode"]) != (metric, mode):
+            return []
+        return [Earlier(**item) for item in kept["trials"]]
 
     def close(self, board: Leaderboard, points: Mapping[int, Mapping[str, Any]]) -> None:
         """Leave what the search found to the next one, the promoted trial first."""
@@ -85,8 +93,43 @@ class Journal:
             {"point": dict(points[trial.number]), "score": trial.score, "full": trial.status == "done"}
             for trial in ordered
         ]
-        self._lake.write(f"searches/{self._name}/last.json", json.dumps(kept, default=_number).encode())
+        last = {"metric": board.metric, "mode": board.mode, "trials": kept}
+        self._lake.write(f"searches/{self._name}/last.json", json.dumps(last, default=_number).encode())
         self._lake.write(f"{self._root}/{_END}", json.dumps({"event_id": self._event_id, "why": board.ended}).encode())
+
+
+def facts(
+    problem: Problem, seed: int, arrays: Arrays, shares: Sequence[float], recent: Sequence[float]
+) -> dict[str, Any]:
+    """What scores of a search depend on, besides the parameters drawn: where one of these differs, it is another search."""
+    objective = problem.objective
+    return {
+        "rows": [
+            len(arrays.y_train),
+            len(arrays.y_validation),
+            float(arrays.y_train.sum()),
+            float(arrays.x_train[-1:].sum()),
+        ],
+        "metric": [objective.metric, objective.mode, _code(getattr(objective.function, "function", None))],
+        "shares": shares,
+        "recent": recent,
+        "families": [
+            [name, family.start, {key: _code(item) for key, item in (getattr(family, "options", None) or {}).items()}]
+            for name, family in problem.families.items()
+        ],
+        "weights": _code(problem.weights),
+        "monotone": problem.monotone,
+        "quantile": problem.quantile,
+        "seed": seed,
+    }
+
+
+def _code(given: Any) -> Any:
+    """A function by its text and that of its module, since its address differs in every process; all else as it is."""
+    if not callable(given):
+        return given
+    code = Code.of("search", given)
+    return [code.name, code.digest, code.module_digest]
 
 
 def finished(jobs: Sequence[Job], outcomes: Mapping[int, Outcome | str]) -> Iterator[Finished]:

@@ -95,6 +95,8 @@ class Leaderboard:
         The rule of one standard error (Breiman et al. 1984, 3.4.3), paired: the error is that of the *difference* to
         the best over groups of the same rows, since models that see the same rows err together. On one set of rows the
         error of a score itself is several times as large, and would give away skill that is really there.
+
+        A trial that learnt from a shorter past than the best is none of them: it is cheaper only because it saw less.
         """
         ranked, limit = self.ranked, tolerance(self.prefer)
         if not ranked or ranked[0].cost is None or limit == 0:
@@ -104,7 +106,7 @@ class Leaderboard:
         for trial in ranked[1:]:
             if trial.status != best.status or trial.cost is None or self._within(trial) != self._within(best):
                 continue
-            if len(trial.groups) != len(best.groups):
+            if len(trial.groups) != len(best.groups) or _recent(trial) < _recent(best):
                 continue
             lost = sign * (np.asarray(best.groups) - np.asarray(trial.groups))
             lost = lost[np.isfinite(lost)]
@@ -130,7 +132,8 @@ class Leaderboard:
     def to_rows(self) -> list[dict[str, Any]]:
         """JSON-serialisable rows, best first, failures last; a score that is not finite is ``None``."""
         ranked = self.ranked
-        rest = [trial for trial in self.trials if trial not in ranked]
+        placed = {trial.number for trial in ranked}
+        rest = [trial for trial in self.trials if trial.number not in placed]
         return [
             {
                 "number": trial.number,
@@ -150,6 +153,10 @@ class Leaderboard:
 
     def _within(self, trial: Trial) -> bool:
         return self.max_gap is None or not trial.gap > self.max_gap
+
+
+def _recent(trial: Trial) -> float:
+    return float(trial.params.get("recent", 1.0))
 
 
 def _finite(value: float) -> float | None:

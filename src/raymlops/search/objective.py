@@ -107,8 +107,13 @@ def r2(y: Array, p: Array) -> float:
 
 def pinball(y: Array, p: Array, quantile: float = 0.5) -> float:
     """Mean quantile loss (Koenker & Bassett 1978): ``q · max(y - p, 0) + (1 - q) · max(p - y, 0)``."""
+    return float(pinball_rows(y, p, quantile).mean())
+
+
+def pinball_rows(y: Array, p: Array, quantile: float) -> Array:
+    """The quantile loss of each row ``(n,)``, see :func:`pinball`."""
     short = y - p
-    return float(np.maximum(quantile * short, (quantile - 1.0) * short).mean())
+    return np.maximum(quantile * short, (quantile - 1.0) * short)
 
 
 def _decide(p: Array) -> Array:
@@ -128,6 +133,7 @@ _METRICS: dict[str, tuple[Callable[[Array, Array], float], Mode, tuple[Task, ...
     "r2": (r2, "max", ("regression",)),
 }
 METRICS = tuple(_METRICS)
+_DECIDED = ("accuracy", "f1")
 _AUTO: dict[Task, str] = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
 
 
@@ -197,7 +203,20 @@ class Objective:
             label = name or getattr(given._score_func, "__name__", "score")
             return cls(metric=label, mode="max", function=_Scorer(given, task))
         label = getattr(given, "__name__", type(given).__name__).strip("<>")
-        return cls(metric=label, mode=mode, function=given)
+        return cls(metric=label, mode=mode, function=_Given(given, task))
+
+    @property
+    def quantile(self) -> float | None:
+        """Whose loss this is; ``None`` for every other metric."""
+        given = self.function
+        return given.keywords["quantile"] if isinstance(given, functools.partial) and given.func is pinball else None
+
+    @property
+    def decides(self) -> bool:
+        """The metric looks at the class a prediction says, not at its probability."""
+        if self.function is not None:
+            return isinstance(self.function, _Scorer) and self.function.decides
+        return self.metric in _DECIDED
 
     def score(self, y: Array, prediction: Array) -> float:
         """The metric over rows.
@@ -216,6 +235,19 @@ class Objective:
             return float("nan")
         return float((self.function or _METRICS[self.metric][0])(y, prediction))
 
+    def score_part(self, y: Array, prediction: Array) -> float:
+        """:meth:`score` of some of the rows, a group or a slice; NaN where a metric of the user's cannot be computed.
+
+        Not all classes need be among them, and metrics that need all of them raise.
+        """
+        try:
+            return self.score(y, prediction)
+        except Exception:
+            if self.function is None:
+                raise
+            # What is wrong with the metric itself was raised by the score of all rows.
+            return float("nan")
+
     def better(self, a: float, b: float) -> bool:
         """Whether ``a`` is strictly better than ``b``; NaN is worse than everything and never better."""
         if np.isnan(a):
@@ -231,11 +263,14 @@ class Objective:
     def gap(self, train: float, validation: float, baseline: float) -> float:
         """Over-fitting as a share of the way from no skill to perfection: 0 none, 1 all of it.
 
-        For a metric to be raised, the plain difference. For a loss the difference over the trivial baseline's loss: a
-        boosted tree's train loss is often a tenth of its validation loss, so a ratio of the two would tell nothing.
+        For a metric of ours to be raised, the plain difference. For a loss the difference over the trivial baseline's loss: a
+        boosted tree's train loss is often a tenth of its validation loss, so a ratio of the two would tell nothing. A
+        metric that is not ours may have any size (a profit, a negated error): its difference is taken over the larger of
+        1, the train score's size and the baseline's.
         """
         if self.mode == "max":
-            return train - validation
+            sizes = [abs(value) for value in (train, baseline) if np.isfinite(value)]
+            return (train - validation) / (1.0 if self.function is None else max(1.0, *sizes))
         return (validation - train) / baseline if baseline > 0 else float("nan")
 
     def baseline(self, y_train: Array, y_test: Array) -> float:
@@ -261,7 +296,7 @@ class Objective:
     def _foreign_baseline(self, y_train: Array, y_test: Array) -> float:
         """The best of a few constants: of a metric that is not ours it is not known which one is."""
         n = len(y_test)
-        if isinstance(self.function, _Scorer) and self.function.task != "regression":
+        if getattr(self.function, "task", "regression") != "regression":
             k = max(2, int(max(np.max(y_train), np.max(y_test, initial=0.0))) + 1)
             rates = (np.bincount(y_train.astype(int), minlength=k) + 1) / (len(y_train) + k)
             constants = [np.tile(rates, (n, 1)) if k > 2 else np.full(n, rates[1])]
@@ -272,16 +307,29 @@ class Objective:
         return max(scores) if self.mode == "max" else min(scores)
 
 
+class _Given:
+    """The user's function, and the task whose predictions it takes."""
+
+    def __init__(self, function: Callable[[Array, Array], float], task: Task) -> None:
+        self.function, self.task = function, task
+
+    def __call__(self, y: Array, p: Array) -> float:
+        return self.function(y, p)
+
+
 class _Scorer:
     """A scikit-learn scorer's function over predictions that were already made."""
 
     def __init__(self, scorer: Any, task: Task) -> None:
         self._scorer, self.task = scorer, task
 
+    @property
+    def decides(self) -> bool:
+        return self.task != "regression" and self._scorer._response_method == "predict"
+
     def __call__(self, y: Array, p: Array) -> float:
         scorer = self._scorer
-        labels = scorer._response_method == "predict" and self.task != "regression"
-        return float(scorer._sign * scorer._score_func(y, _decide(p) if labels else p, **scorer._kwargs))
+        return float(scorer._sign * scorer._score_func(y, _decide(p) if self.decides else p, **scorer._kwargs))
 
 
 def sklearn_scorer(name: str) -> Any | None:

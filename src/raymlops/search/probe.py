@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raymlops.errors import DataError
-from raymlops.search.selection import refit
+from raymlops.search.selection import unseen_validation
 
 if TYPE_CHECKING:
     from raymlops.data.snapshot import Arrays
+    from raymlops.search.estimators import Floats
     from raymlops.search.selection import SearchResult
 
-_LEAST, _ENOUGH, _MOST = 30, 250, 2_000
+LEAST, _ENOUGH, _MOST = 30, 250, 2_000
 _BLOCKS = 20
 _LEAST_LOSS = 1e-3
 
@@ -67,17 +68,17 @@ def compared_rows(labelled: int, since_change: int | None = None) -> int:
     Few, so that the refit is nearly as fresh as a retraining would be; but at least 250 or half of them, and at most 2,000.
     """
     new = labelled if since_change is None else min(labelled, since_change)
-    return min(max(new // 5, min(_ENOUGH, new // 2), _LEAST), _MOST)
+    return min(max(new // 5, min(_ENOUGH, new // 2), LEAST), _MOST)
 
 
-def held_out_predictions(result: SearchResult, arrays: Arrays) -> NDArray[np.float64]:
+def held_out_predictions(result: SearchResult, arrays: Arrays, unseen: Floats | None = None) -> NDArray[np.float64]:
     """What a search's winner says of the validation and test rows, ``(n,)`` or ``(n, k)``, each by a fit that had not seen them.
 
-    The winner itself has learnt from the validation rows: what it loses on them promises too little.
+    The winner itself has learnt from the validation rows: what it loses on them promises too little. ``unseen`` is
+    :func:`raymlops.search.selection.unseen_validation` of the same result, where it is known already.
     """
-    before = refit(result, arrays.x_train, arrays.y_train)
-    parts = [before.predict(arrays.x_validation), result.estimator.predict(arrays.x_test)]
-    return np.concatenate(parts).astype(np.float64)
+    before = unseen_validation(result, arrays) if unseen is None else unseen
+    return np.concatenate([before, result.estimator.predict(arrays.x_test)]).astype(np.float64)
 
 
 def probe(champion_losses: ArrayLike, refit_losses: ArrayLike, *, least: float = 0.0) -> Probe:
@@ -91,10 +92,8 @@ def probe(champion_losses: ArrayLike, refit_losses: ArrayLike, *, least: float =
     DataError : fewer than 30 rows, lengths that differ, or losses that are not finite
     """
     old, new = np.asarray(champion_losses, dtype=np.float64), np.asarray(refit_losses, dtype=np.float64)
-    if old.shape != new.shape or old.ndim != 1 or old.size < _LEAST:
-        raise DataError(
-            f"A probe compares at least {_LEAST} losses of the same rows, not {old.shape} with {new.shape}."
-        )
+    if old.shape != new.shape or old.ndim != 1 or old.size < LEAST:
+        raise DataError(f"A probe compares at least {LEAST} losses of the same rows, not {old.shape} with {new.shape}.")
     saved = old - new
     if not np.isfinite(saved).all():
         raise DataError("A probe needs finite losses: leave out rows without a finite prediction, of both models.")

@@ -18,6 +18,7 @@ from raymlops.errors import ConfigError
 from raymlops.search.candidates import Candidate
 from raymlops.search.objective import Mode
 from raymlops.search.schedule import Proposal
+from raymlops.search.spaces import check_plain
 
 _STARTUP = 10
 _STEP = 0.15
@@ -52,7 +53,7 @@ class Proposals:
 
     Raises
     ------
-    ConfigError : a search space fails, or returns something else than a dict
+    ConfigError : a search space fails, or returns something else than a dict of plain values
     """
 
     def __init__(
@@ -232,3 +233,4 @@ def _check(families: Mapping[str, Candidate]) -> None:
             raise ConfigError(
                 f"The search space of {name!r} returned {drawn!r}: it must return a dict of parameters by name."
             )
+        check_plain({**candidate.start, **drawn}, f"The search space of {name!r}")

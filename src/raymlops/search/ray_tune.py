@@ -20,7 +20,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from raymlops.errors import SearchFailed
-from raymlops.search.journal import Journal, finished
+from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
 from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
@@ -133,22 +133,14 @@ def _schedule(
     rows, objective = len(arrays.y_train), problem.objective
     shares = ladder(rows)
     recent = recent_shares(rows) if ordered and spec.recency else (1.0,)
-    facts = {
-        "rows": [rows, len(arrays.y_validation), float(arrays.y_train.sum()), float(arrays.x_train[-1:].sum())],
-        "metric": [objective.metric, objective.mode],
-        "shares": shares,
-        "recent": recent,
-        "families": list(problem.families),
-        "seed": spec.seed,
-    }
-    done = [] if journal is None else journal.open(facts)
+    done = [] if journal is None else journal.open(facts(problem, spec.seed, arrays, shares, recent))
     proposals = Proposals(
         problem.families,
         recent,
         mode=objective.mode,
         seed=spec.seed,
         floor=problem.baseline,
-        earlier=() if journal is None else journal.earlier(),
+        earlier=() if journal is None else journal.earlier(objective.metric, objective.mode),
         known=[item.proposal for item in done],
     )
     schedule = Schedule(

@@ -38,6 +38,7 @@ __all__ = [
     "finish",
     "refit",
     "run_trial",
+    "unseen_validation",
 ]
 
 RECENT = (1.0, 0.5, 0.25, 0.1)
@@ -138,7 +139,11 @@ class Search:
             raise ConfigError(f"monotone={wrong!r}: give 1 (only rises) or -1 (only falls) by column.")
 
     def objective(self, task: Task) -> Objective:
-        """The metric for a task. Raises :class:`ConfigError` when it does not fit."""
+        """The metric for a task. Raises :class:`ConfigError` when it, or the weights, do not fit."""
+        if self.weights == "balanced" and task == "regression":
+            raise ConfigError(
+                "weights='balanced' needs classes, and the label makes this a regression: give a function of rows and labels."
+            )
         return Objective.of(self.metric, task, mode=self.mode, quantile=self.quantile)
 
     def families(self, task: Task) -> tuple[Candidate, ...]:
@@ -206,7 +211,7 @@ class Problem:
             baseline=objective.baseline(arrays.y_train, arrays.y_validation),
             families={candidate.name: candidate for candidate in search.families(contract.task)},
             weights=search.weights,
-            monotone=_monotone(search.monotone, contract),
+            monotone=signs(search.monotone, contract),
             quantile=search.quantile,
         )
 
@@ -217,10 +222,7 @@ class Problem:
             raise ConfigError(f"weights= does not reach {family!r}: its estimators have no attribute 'weigh'.")
         if self.weights is not None:
             estimator.weigh = _balanced if self.weights == "balanced" else self.weights
-        if self.monotone:
-            estimator.monotone = self.monotone
-        if self.quantile is not None:
-            estimator.quantile = self.quantile
+        shape(estimator, self.monotone, self.quantile)
         watch = getattr(estimator, "watch", None)
         if watch is not None:
             watch(self.objective.metric)
@@ -228,8 +230,16 @@ class Problem:
         return built
 
 
-def _monotone(wanted: Mapping[str, int], contract: DataContract) -> tuple[int, ...]:
-    """Signs by column of the contract. Raises :class:`ConfigError` for a column that is not there or has no order."""
+def shape(estimator: Any, monotone: tuple[int, ...], quantile: float | None) -> None:
+    """Tell an unfitted estimator which way its prediction may go by column, and which quantile to predict."""
+    if monotone:
+        estimator.monotone = monotone
+    if quantile is not None:
+        estimator.quantile = quantile
+
+
+def signs(wanted: Mapping[str, int], contract: DataContract) -> tuple[int, ...]:
+    """``Search.monotone`` as signs by column of the contract. Raises :class:`ConfigError` for a column that is not there or has no order."""
     for name in wanted:
         column = next((item for item in contract.columns if item.name == name), None)
         if column is None:
@@ -317,7 +327,7 @@ def run_trial(
 def _by_group(objective: Objective, y: Floats, prediction: Floats, seed: int) -> tuple[float, ...]:
     """The score on each of twenty random groups of the validation rows, the same for every trial of a search."""
     group = np.random.default_rng(seed).permutation(len(y)) % _GROUPS
-    return tuple(objective.score(y[group == k], prediction[group == k]) for k in range(_GROUPS))
+    return tuple(objective.score_part(y[group == k], prediction[group == k]) for k in range(_GROUPS))
 
 
 def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
@@ -416,6 +426,12 @@ def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
     return _fit(result.problem, result.trial, x, y)
+
+
+def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
+    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: the result's own
+    estimator has learnt from them."""
+    return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
 def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1) -> Estimator:

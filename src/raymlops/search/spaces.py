@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raymlops.errors import ConfigError
 
 if TYPE_CHECKING:
     import optuna
 
 Space = Callable[["optuna.Trial"], dict[str, Any]]
+
+
+def check_plain(params: Mapping[str, Any], where: str) -> None:
+    """Raises :class:`ConfigError` for a parameter that is an object: what was tried is kept as text, to go on from."""
+    for name, value in params.items():
+        if not _plain(value):
+            raise ConfigError(
+                f"{where}: {name!r} is an object ({type(value).__name__}). A parameter is a number, a text, true, false or None, "
+                f"or a list of them: put the object inside make=, a function of the other parameters."
+            )
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
 
 def as_space(given: Space | Mapping[str, Any] | None, where: str) -> Space | None:

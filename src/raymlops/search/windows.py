@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlops.search.probe import probe
-from raymlops.search.selection import compare_windows, refit
+from raymlops.search.objective import pinball_rows
+from raymlops.search.probe import LEAST, probe
+from raymlops.search.selection import compare_windows, refit, unseen_validation
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
     from raymlops.data.snapshot import Arrays
-    from raymlops.search.estimators import Floats
     from raymlops.search.selection import Search, SearchResult, Trial
 
 
@@ -33,7 +33,7 @@ def choose_window(
     one standard error on the validation rows (Breiman et al. 1984, the one standard error rule).
 
     The newest rows of a stream are few, so the best of four windows on them is often the best by chance; a window too
-    short costs for as long as its model serves.
+    short costs for as long as its model serves. On fewer than 30 validation rows nothing is sure: all rows are kept.
 
     Raises
     ------
@@ -54,8 +54,7 @@ def choose_window(
     if whole is None or whole is result.trial:
         return result
     all_rows = replace(result, trial=whole)
-    losses = [_losses(choice, arrays) for choice in (all_rows, result)]
-    if probe(*losses).sure:
+    if len(arrays.y_validation) >= LEAST and probe(*(_losses(choice, arrays) for choice in (all_rows, result))).sure:
         return result
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
@@ -63,12 +62,13 @@ def choose_window(
 
 
 def _losses(result: SearchResult, arrays: Arrays) -> NDArray[np.float64]:
-    """Loss of each validation row under the trial fitted on the train rows: squared error of the probabilities, absolute
-    error of values where that is the metric, else squared."""
-    said: Floats = refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
-    truth = arrays.y_validation
+    """Loss of each validation row under the trial fitted on the train rows: squared error of the probabilities, quantile
+    loss of a quantile, absolute error of values where that is the metric, else squared."""
+    said, truth = unseen_validation(result, arrays), arrays.y_validation
     if said.ndim == 2:
         wrong = said - (truth[:, None] == np.arange(said.shape[1]))
         return np.asarray((wrong**2).sum(axis=1), dtype=np.float64)
+    if result.problem.quantile is not None:
+        return pinball_rows(truth, said, result.problem.quantile)
     error = np.abs(said - truth)
     return np.asarray(error if result.leaderboard.metric == "mae" else error**2, dtype=np.float64)
