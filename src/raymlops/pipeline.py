@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.assess import Assess
-from raymlops.data.combined import CombinedSource
+from raymlops.data.combined import CombinedSource, parts_of
 from raymlops.data.contract import Declared
 from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import DataContract
@@ -119,8 +119,10 @@ class Pipeline:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Columns that the contract's checks need and the model must not see: they are in the source's ``drop``."""
-        return tuple(name for name in self.declared.keys if name in self.source.drop)
+        """Columns that the contract's checks need and the model must not see: they are in ``drop`` of the source, or of one
+        of those it combines."""
+        dropped = frozenset().union(*(part.drop for part in parts_of(self.source)))
+        return tuple(name for name in self.declared.keys if name in dropped)
 
     def run(self, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
         """Turn the loop once: prepare, search, gate, register, serve; then leave the endpoint to its steward.
@@ -138,17 +140,9 @@ class Pipeline:
 
     def dumps(self) -> bytes:
         """The pipeline by value: code of the user's own modules travels with it, so a retraining needs no source tree."""
-        import cloudpickle
+        from raymlops.by_value import dumps_by_value
 
-        modules = [sys.modules[name] for name in _user_modules(self)]
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            content: bytes = cloudpickle.dumps(self)
-        finally:
-            for module in modules:
-                cloudpickle.unregister_pickle_by_value(module)
-        return content
+        return dumps_by_value(self, _user_code(self))
 
 
 def loads(content: bytes, digest: str) -> Pipeline:
@@ -171,21 +165,12 @@ def loads(content: bytes, digest: str) -> Pipeline:
     return pipeline
 
 
-def _user_modules(pipeline: Pipeline) -> set[str]:
-    """Modules of the user's functions that an importing process may not have: neither installed nor ``__main__``."""
-    parts = getattr(pipeline.source, "sources", (pipeline.source,))
-    functions: list[Any] = [pipeline.features]
-    functions += [getattr(part, name, None) for part in parts for name in ("prepare", "dataset")]
-    names = {getattr(function, "__module__", None) for function in functions if function is not None}
-    found = set()
-    for name in names:
-        origin = getattr(sys.modules.get(name or ""), "__file__", None) or ""
-        if (
-            name
-            and name != "__main__"
-            and name in sys.modules
-            and "site-packages" not in origin
-            and not name.startswith("raymlops")
-        ):
-            found.add(name)
-    return found
+def _user_code(pipeline: Pipeline) -> Iterator[Any]:
+    """Whatever of the user's own a pipeline calls: functions, classes, families of models."""
+    yield pipeline.features
+    for part in parts_of(pipeline.source):
+        yield from (getattr(part, name, None) for name in ("prepare", "dataset"))
+    search = pipeline.search
+    yield from (search.metric, search.weights)
+    for family in search.candidates or ():
+        yield from (family, getattr(family, "draw", None), *getattr(family, "options", {}).values())

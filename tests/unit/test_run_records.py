@@ -75,6 +75,8 @@ def test_a_run_checks_its_contract_and_enters_its_snapshot(turn: Turn, frame: pd
     assert version.origin["files"] == ["s3://lake/churn/part-0.parquet"]
     assert [part["role"] for part in version.origin["code"]] == ["features"]
     assert [event.kind for event in turn.events.read()] == ["contract", "assessed", "snapshot"]
+    assert turn.store.get("snapshots", "churn") is None  # the gate may refuse yet: the base of retrainings stays
+    turn.store.put("snapshots", "churn", {"key": snapshot.key})
     served = frame.drop(columns=["key", "ts"]).assign(**{ARRIVED: np.arange(600.0)})
     again = turn._snapshot(served, ARRIVED, 50, "e2")
     assert again.origin.parents == (snapshot.key,)

@@ -11,19 +11,18 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.by_value import dumps_by_value
 from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
@@ -192,7 +191,7 @@ def build_package(
         estimator.save(target / "model.json")
     else:
         form = "pickle"
-        (target / "model.pkl").write_bytes(by_value(estimator, type(estimator)))
+        (target / "model.pkl").write_bytes(dumps_by_value(estimator, _defined_by(estimator)))
     native = load_native(target, form, contract.task, len(contract.classes))
     onnx, reason = _onnx(estimator, native, contract, reference)
     runtimes: dict[str, Runtime] = {"native": native}
@@ -206,7 +205,7 @@ def build_package(
     latency = {name: times["1"] for name, times in batches.items()}
     (target / "contract.json").write_text(json.dumps(contract.to_dict(), sort_keys=True))
     if features is not None:
-        (target / "features.pkl").write_bytes(by_value(features, features))
+        (target / "features.pkl").write_bytes(dumps_by_value(features, [features]))
         if raw is not None:
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
@@ -240,18 +239,13 @@ def size_mb(folder: str | Path) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def by_value(thing: Any, defined_by: Any) -> bytes:
-    """Pickle with the code of the user's own module inside: whoever loads it need not have that module."""
-    module = sys.modules.get(getattr(defined_by, "__module__", None) or "")
-    origin = getattr(module, "__file__", None) or ""
-    installed = "site-packages" in origin or not origin
-    if module is None or installed or module.__name__ == "__main__" or module.__name__.split(".")[0] == "raymlops":
-        return bytes(cloudpickle.dumps(thing))
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        return bytes(cloudpickle.dumps(thing))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+def _defined_by(estimator: Estimator) -> Iterator[Any]:
+    """The estimator, and the scikit-learn estimators that ours wrap, step by step: any may be of the user's own class."""
+    yield estimator
+    wrapped = getattr(estimator, "pipeline", None)
+    yield wrapped
+    if hasattr(wrapped, "get_params"):
+        yield from wrapped.get_params(deep=True).values()
 
 
 def _onnx(

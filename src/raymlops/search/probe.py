@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raymlops.data.snapshot import Arrays
     from raymlops.search.selection import SearchResult
 
-_LEAST, _ENOUGH, _MOST = 30, 250, 2_000
+LEAST, _ENOUGH, _MOST = 30, 250, 2_000
 _BLOCKS = 20
 _LEAST_LOSS = 1e-3
 
@@ -67,7 +67,7 @@ def compared_rows(labelled: int, since_change: int | None = None) -> int:
     Few, so that the refit is nearly as fresh as a retraining would be; but at least 250 or half of them, and at most 2,000.
     """
     new = labelled if since_change is None else min(labelled, since_change)
-    return min(max(new // 5, min(_ENOUGH, new // 2), _LEAST), _MOST)
+    return min(max(new // 5, min(_ENOUGH, new // 2), LEAST), _MOST)
 
 
 def held_out_predictions(result: SearchResult, arrays: Arrays) -> NDArray[np.float64]:
@@ -91,10 +91,8 @@ def probe(champion_losses: ArrayLike, refit_losses: ArrayLike, *, least: float =
     DataError : fewer than 30 rows, lengths that differ, or losses that are not finite
     """
     old, new = np.asarray(champion_losses, dtype=np.float64), np.asarray(refit_losses, dtype=np.float64)
-    if old.shape != new.shape or old.ndim != 1 or old.size < _LEAST:
-        raise DataError(
-            f"A probe compares at least {_LEAST} losses of the same rows, not {old.shape} with {new.shape}."
-        )
+    if old.shape != new.shape or old.ndim != 1 or old.size < LEAST:
+        raise DataError(f"A probe compares at least {LEAST} losses of the same rows, not {old.shape} with {new.shape}.")
     saved = old - new
     if not np.isfinite(saved).all():
         raise DataError("A probe needs finite losses: leave out rows without a finite prediction, of both models.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlops.search.probe import probe
+from raymlops.search.probe import LEAST, probe
 from raymlops.search.selection import compare_windows, refit
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def choose_window(
     if whole is None or whole is result.trial:
         return result
     all_rows = replace(result, trial=whole)
-    losses = [_losses(choice, arrays) for choice in (all_rows, result)]
-    if probe(*losses).sure:
-        return result
+    # Too few rows to tell: the benefit of the doubt is with all of the past.
+    if len(arrays.y_validation) >= LEAST:
+        losses = [_losses(choice, arrays) for choice in (all_rows, result)]
+        if probe(*losses).sure:
+            return result
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
     return replace(all_rows, estimator=refit(all_rows, x, y))
