@@ -244,7 +244,7 @@ def _defined_by(estimator: Estimator) -> Iterator[Any]:
     yield estimator
     wrapped = getattr(estimator, "pipeline", None)
     yield wrapped
-    if hasattr(wrapped, "get_params"):
+    if wrapped is not None and hasattr(wrapped, "get_params"):
         yield from wrapped.get_params(deep=True).values()
 
 
