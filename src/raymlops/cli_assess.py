@@ -12,13 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from raymlops.cli_target import read_frame
 from raymlops.data.assess import Assess, Assessment, assess
 from raymlops.errors import ConfigError
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from raymlops.pipeline import Pipeline
 
 out, err = Console(), Console(stderr=True)
@@ -70,7 +69,7 @@ def _of_pipeline(pipeline: Pipeline, label: str | None, time_column: str | None)
     if label is not None or time_column is not None:
         raise ConfigError("A pipeline's source says its own label and time: leave --label and --time out.")
     frame = read_rows(pipeline, Settings.read(), Silent())
-    return pipeline.name, judged(pipeline, frame)
+    return pipeline.name, judged(pipeline, frame, pipeline.declared.task)
 
 
 def _of_files(
@@ -80,24 +79,6 @@ def _of_files(
         raise ConfigError("With a file also give --label: the column to predict.")
     frame = read_frame(path, label, time_column, drop)
     return Path(path).stem or path, assess(frame, label, time_column, spec=Assess(key=key))
-
-
-def read_frame(path: str, label: str, time_column: str | None, drop: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of the files that ``path`` names, without a JVM.
-
-    Raises
-    ------
-    DataError : nothing there, a file that cannot be read or has other columns, no such column
-    """
-    from raymlops.data.files import read_files
-    from raymlops.data.ray_read import arrange, plain
-    from raymlops.data.sources import FileSource, check_columns
-
-    source = FileSource(path, label=label, time=time_column, drop=drop)
-    files, form, _ = source.expand()
-    table = read_files(files, form)
-    check_columns(table.column_names, source)
-    return arrange(plain(table), source)
 
 
 def table_of(assessment: Assessment) -> Table:

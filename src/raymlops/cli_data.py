@@ -294,20 +294,17 @@ def contract_check(
     as_json: Json = False,
 ) -> None:
     """Check a file against a contract as training would; exit code 1 when it does not keep it."""
-    import pandas as pd
-
+    from raymlops.cli_target import read_frame
     from raymlops.data.contract_text import read
+    from raymlops.data.snapshot import times_in
 
     declared = read(file)
     name = label or declared.label
     if name is None:
         raise ConfigError(f"{file} names no label: give --label.")
-    try:
-        frame = pd.read_parquet(rows) if rows.endswith((".parquet", ".pq")) else pd.read_csv(rows)
-        if time_column is not None:
-            frame = frame.assign(**{time_column: pd.to_datetime(frame[time_column])})
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{rows} cannot be read: {type(error).__name__}: {error}") from error
+    frame = read_frame(rows, name, time_column, ())
+    if time_column is not None:
+        frame = frame.assign(**{time_column: times_in(frame[time_column])})
     hidden = tuple(key for key in declared.keys if key not in declared.columns and key not in (name, time_column))
     try:
         declared.over(frame, name, time=time_column, now=time.time(), hidden=hidden)

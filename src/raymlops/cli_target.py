@@ -1,4 +1,4 @@
-"""The pipeline that a command is about."""
+"""The pipeline, or the rows, that a command is about."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from raymlops.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raymlops.pipeline import Pipeline
 
 
@@ -46,3 +48,21 @@ def load_target(target: str) -> Pipeline:
         pipelines = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
         raise ConfigError(f"{place!r} defines no pipeline {name!r}.{nearest(name, pipelines)}")
     return found
+
+
+def read_frame(path: str, label: str, time_column: str | None, drop: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of the files that ``path`` names, without a JVM.
+
+    Raises
+    ------
+    DataError : nothing there, a file that cannot be read or has other columns, no such column
+    """
+    from raymlops.data.files import read_files
+    from raymlops.data.ray_read import arrange, plain
+    from raymlops.data.sources import FileSource, check_columns
+
+    source = FileSource(path, label=label, time=time_column, drop=drop)
+    files, form, _ = source.expand()
+    table = read_files(files, form)
+    check_columns(table.column_names, source)
+    return arrange(plain(table), source)

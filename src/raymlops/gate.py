@@ -40,8 +40,8 @@ class Gate:
     max_p99_ms : p99 of answering one row, in milliseconds, the ``features`` function's time included; ``None`` allows all
     min_gain : how much better than the champion on the same test rows, in units of the metric. The candidate must be
         better by *more* than this: an equal model is not worth a rollout
-    min_certainty : share of the paired bootstrap's replicates in which it must be so. The default asks for a gain more likely
-        than not, because a canary follows; 0.95 asks for evidence before it
+    min_certainty : share of the paired bootstrap's replicates in which it must be so. At 0.5, the default, or below it is
+        reported and refuses nothing, because a canary follows: :attr:`min_gain` alone decides. 0.95 asks for evidence before it
     beat_baseline : must be better than the best constant prediction
     max_size_mb : of the package, in megabytes (10**6 bytes); ``None`` allows all
     slices : more slices to watch, as pandas expressions over the columns by name, such as ``{"young": "age < 25"}``

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.assess import Assess
-from raymlops.data.combined import CombinedSource
+from raymlops.data.combined import CombinedSource, parts_of
 from raymlops.data.contract import Declared
 from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import DataContract
@@ -25,7 +26,6 @@ from raymlops.retrain import RetrainPolicy
 from raymlops.search.selection import Search
 from raymlops.serving.policies import POLICIES, Canary, Policy
 from raymlops.serving.spec import Serving
-from raymlops.user_code import by_value
 
 if TYPE_CHECKING:
     from raymlops.loop.ports import Progress
@@ -119,8 +119,10 @@ class Pipeline:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Columns that the contract's checks need and the model must not see: they are in the source's ``drop``."""
-        return tuple(name for name in self.declared.keys if name in self.source.drop)
+        """Columns that the contract's checks need and the model must not see: they are in ``drop`` of the source, or of one
+        of those it combines."""
+        dropped = frozenset().union(*(part.drop for part in parts_of(self.source)))
+        return tuple(name for name in self.declared.keys if name in dropped)
 
     def run(self, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
         """Turn the loop once: prepare, search, gate, register, serve; then leave the endpoint to its steward.
@@ -138,7 +140,9 @@ class Pipeline:
 
     def dumps(self) -> bytes:
         """The pipeline by value: code of the user's own modules travels with it, so a retraining needs no source tree."""
-        return by_value(self, *_user_parts(self))
+        from raymlops.by_value import dumps_by_value
+
+        return dumps_by_value(self, _user_code(self))
 
 
 def loads(content: bytes, digest: str) -> Pipeline:
@@ -161,15 +165,12 @@ def loads(content: bytes, digest: str) -> Pipeline:
     return pipeline
 
 
-def _user_parts(pipeline: Pipeline) -> list[Any]:
-    """What of a pipeline may be the user's own code."""
-    found = [getattr(pipeline, spec.name) for spec in fields(pipeline)]
-    for part in getattr(pipeline.source, "sources", (pipeline.source,)):
-        found += [part, getattr(part, "prepare", None), getattr(part, "dataset", None)]
+def _user_code(pipeline: Pipeline) -> Iterator[Any]:
+    """Whatever of the user's own a pipeline calls: functions, classes, families of models."""
+    yield pipeline.features
+    for part in parts_of(pipeline.source):
+        yield from (getattr(part, name, None) for name in ("prepare", "dataset"))
     search = pipeline.search
-    # A scorer of scikit-learn's holds the function it was made of.
-    found += [search.metric, getattr(search.metric, "_score_func", None), search.weights]
+    yield from (search.metric, search.weights)
     for family in search.candidates or ():
-        options = getattr(family, "options", None) or {}
-        found += [family, getattr(family, "draw", None), *(item for item in options.values() if callable(item))]
-    return found
+        yield from (family, getattr(family, "draw", None), *getattr(family, "options", {}).values())

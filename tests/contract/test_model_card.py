@@ -19,7 +19,7 @@ from raymlops.data.assess import assess
 from raymlops.data.raw import learn_raw
 from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_frame, write_snapshot
-from raymlops.errors import ConfigError, DataError, DigestMismatch, UnknownVersion
+from raymlops.errors import ConfigError, ContractViolation, DataError, DigestMismatch, UnknownVersion
 from raymlops.gate import Gate, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import judging
@@ -188,6 +188,14 @@ def test_a_features_function_is_timed_on_a_row_it_takes(made: Made, monkeypatch:
     x = np.array([0.5, 1.0], dtype=np.float32)
     assert time_one_row(plain, x) == Timing(p99_ms=1.0, features_timed=None)
     assert timed.pop() == {"a": 0.5, NASTY: "y"}
+    refusing = Predictor.load(made.folder)
+
+    def refuse(_rows: object) -> None:
+        raise ContractViolation("a rule over exact values")
+
+    monkeypatch.setattr(refusing, "encode", refuse)
+    assert time_one_row(refusing, x) == Timing(p99_ms=1.0, features_timed=None)
+    assert timed.pop().shape == (1, 2)
     raw = learn_raw(table()[["a"]].assign(when="text"))
 
     def hours(frame: pd.DataFrame) -> pd.DataFrame:

@@ -137,6 +137,16 @@ def test_a_password_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     source = SQLSource("postgresql+psycopg://me:secret@h/b", query="SELECT  1", label="y")
     assert "secret" not in repr(source) + source.describe()
     assert source.describe() == "postgresql+psycopg: query SELECT 1"
+    shown = {
+        "jdbc:oracle:thin:scott/tiger@//db:1521/x": "jdbc:oracle",
+        "jdbc:h2:mem:x;PASSWORD=tiger": "jdbc:h2",
+        "jdbc:scott/tiger@db:1": "jdbc",
+        "scott/tiger@db:1521": "url",
+        "sqlite:///rows.db": "sqlite",
+        "env:ROWS_URL": "env:ROWS_URL",
+    }
+    for url, scheme in shown.items():
+        assert SQLSource(url, table="t", label="y").describe() == f"{scheme}: table t"
     monkeypatch.setenv("LAKE_URL", "sqlite:///x.db")
     assert SQLSource("env:LAKE_URL", table="b", label="y").address() == "sqlite:///x.db"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from raymlops.blocks import Block, request_id
 from raymlops.clock import ManualClock
@@ -167,6 +168,43 @@ def test_retention_keeps_the_newest_the_tagged_and_the_needed(catalog: Catalog, 
     assert [item.ref for item in catalog.list()] == ["churn@2", "churn@5"]
     clock.advance(86400 * 9)
     assert catalog.expire("churn") == ()
+
+
+def test_what_was_just_recorded_stays_whatever_its_number(catalog: Catalog, write, lake: Lake) -> None:
+    old = write(framed())
+    catalog.record(old, "e0")
+    catalog.record(write(framed(1)), "e1")
+    catalog.describe("churn", keep_versions=1)
+    assert catalog.record(write(framed()), "again").version == 1
+    assert load_snapshot(lake, old.key) == old
+    assert [item.ref for item in catalog.list()] == ["churn@1", "churn@2"]
+
+
+def test_one_data_set_is_read_without_the_others(catalog: Catalog, write, store: Store) -> None:
+    catalog.record(write(framed()), "e")
+    catalog.record(write(framed(), "rides"), "e")
+    asked: list[tuple[str, object]] = []
+
+    def keep(_connection, _cursor, statement: str, parameters: object, *_: object) -> None:
+        asked.append((statement, parameters))
+
+    sa.event.listen(store.engine, "before_cursor_execute", keep)
+    assert [item.ref for item in catalog.list(name="rides")] == ["rides@1"]
+    sa.event.remove(store.engine, "before_cursor_execute", keep)
+    of_data = [parameters for statement, parameters in asked if "FROM dataset" in statement]
+    assert len(of_data) == 4
+    assert all("rides" in str(parameters) for parameters in of_data)
+
+
+def test_the_store_is_locked_for_a_change_of_the_catalog_only(
+    catalog: Catalog, store: Store, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda _c, _k, statement, *_: said.append(statement))
+    monkeypatch.setattr(store.engine.dialect, "name", "postgresql")
+    Catalog(store, lake)
+    assert any(statement.startswith("SELECT documents.body") for statement in said)
+    assert not any("LOCK" in statement for statement in said)
 
 
 def test_a_later_releases_catalog_is_not_touched_and_an_earlier_one_is_brought_up(

@@ -135,6 +135,11 @@ def test_contracts_are_written_compared_and_checked(tmp_path: Path) -> None:
     machine = ran("data", "contract", "check", str(path), str(rows), "--time", "ts", "--json")
     assert machine.exit_code == 1
     assert json.loads(machine.output)["violations"][0]["rows"] == 18
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for half in range(2):
+        FRAME.iloc[half * 10 : half * 10 + 10].to_json(parts / f"{half}.jsonl", orient="records", lines=True)
+    assert "20 rows keep" in said("data", "contract", "check", str(path), str(parts))
     assert isinstance(ran("data", "contract", "check", str(path), "nope.csv").exception, DataError)
     path.write_text("max_age: 1d")
     assert isinstance(ran("data", "contract", "check", str(path), str(rows)).exception, ConfigError)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from raymlops.data.combined import CombinedSource, combine
+from raymlops.data.combined import CombinedSource, combine, parts_of
+from raymlops.data.contract_text import parse
 from raymlops.data.served import ServedSource
 from raymlops.data.sources import FrameSource
 from raymlops.errors import ConfigError, DataError
+from raymlops.pipeline import Pipeline
 
 LAKE = pd.DataFrame({"x": [1.0, 2.0], "y": [0, 1], "ts": pd.to_datetime(["2026-01-01", "2026-01-02"])})
 LATER = pd.DataFrame({"y": [1], "x": [3.0], "served_at": pd.to_datetime(["2026-01-03"])})
@@ -59,3 +61,12 @@ def test_other_columns_are_refused_not_filled() -> None:
 def test_what_cannot_be_combined_is_refused_when_built(build: object, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         build()
+
+
+def test_a_column_that_one_part_drops_is_still_there_for_the_contract() -> None:
+    lake = FrameSource(LAKE.assign(id=[1, 2]), label="y", time="ts", drop=("id",))
+    again = FrameSource(LAKE.assign(id=[3, 4]), label="y", time="ts", drop=("id",))
+    pipeline = Pipeline(name="churn", source=CombinedSource(lake, again), contract=parse("unique: [id]"))
+    assert pipeline.hidden == ("id",)
+    nested = CombinedSource(CombinedSource(lake, again), ServedSource("churn", label="y"))
+    assert [type(part) for part in parts_of(nested)] == [FrameSource, FrameSource, ServedSource]

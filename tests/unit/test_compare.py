@@ -167,7 +167,10 @@ def test_no_slice_of_an_equal_model_is_called_worse_more_often_than_promised() -
 def test_slices_by_name_are_expressions_over_the_columns() -> None:
     masks = asked_masks({"young": "age < 25 and place == 'x'"}, FRAME)
     assert masks["young"].tolist() == ((FRAME.age < 25) & (FRAME.place == "x")).tolist()
-    with pytest.raises(ConfigError, match=r"slices\['old'\]='years > 80' cannot be evaluated: .*The columns are age, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"slices\['old'\]='years > 80' cannot be evaluated: .*Slices are told by the model's inputs and the label: age, ",
+    ):
         asked_masks({"old": "years > 80"}, FRAME)
     with pytest.raises(ConfigError, match=r"slices\['sum'\]='age \+ 1' does not say yes or no for each row\."):
         asked_masks({"sum": "age + 1"}, FRAME)

@@ -343,3 +343,16 @@ def test_a_diff_says_what_it_does_to_rows() -> None:
     assert effects["column 'age' range"] == effects["max_age"] == "looser"
     fewer = replace(old, columns=old.columns[:1])
     assert [str(c) for c in diff_contracts(old, fewer)][-1] == "- column 'city': category of 4  (model)"
+
+
+def test_columns_that_the_model_must_not_see_are_known_and_not_checked() -> None:
+    frame = pd.DataFrame(
+        {"a": [1.0, 2.0, 3.0, 4.0], "who": ["u", "u", "v", "w"], "id": [1, 2, 3, 4], "y": [0, 1, 0, 1]}
+    )
+    declared = parse("{others: refuse, unique: [id], columns: {a: {range: [0, 9]}}}")
+    contract, _ = declared.over(frame, "y", time=None, now=0.0, hidden=("who", "id"))
+    assert contract.names == ("a",)
+    with pytest.raises(ContractViolation, match="column 'who': expected only columns of the contract, got one more"):
+        declared.over(frame, "y", time=None, now=0.0, hidden=("id",))
+    with pytest.raises(ContractViolation, match=r"unique \(id\)"):
+        declared.over(frame.assign(id=1), "y", time=None, now=0.0, hidden=("who", "id"))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymlops.cli_assess import read_frame
+from raymlops.cli_target import read_frame
 from raymlops.data.assess import assess
 from raymlops.data.assess.spec import CHECKS, QUICK_MODELS
 from raymlops.errors import DataError

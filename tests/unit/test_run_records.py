@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from raymlops import FrameSource, Pipeline
+from raymlops import FrameSource, Pipeline, cli_assess
+from raymlops.data.assess import Assess
 from raymlops.data.catalog import Catalog
+from raymlops.data.contract_text import parse
+from raymlops.data.schema import learn_contract
 from raymlops.data.served import ARRIVED
-from raymlops.errors import ContractViolation
+from raymlops.data.split import SplitBy
+from raymlops.errors import ConfigError, ContractViolation
 from raymlops.events import EventLog
+from raymlops.gate import Gate
 from raymlops.lake import Lake
+from raymlops.loop import ray_loop
 from raymlops.loop.ports import Silent
-from raymlops.loop.ray_loop import Turn
+from raymlops.loop.ray_loop import Turn, judged, read_rows
 from raymlops.settings import Settings
 from raymlops.store import Store
 
@@ -75,6 +83,8 @@ def test_a_run_checks_its_contract_and_enters_its_snapshot(turn: Turn, frame: pd
     assert version.origin["files"] == ["s3://lake/churn/part-0.parquet"]
     assert [part["role"] for part in version.origin["code"]] == ["features"]
     assert [event.kind for event in turn.events.read()] == ["contract", "assessed", "snapshot"]
+    assert turn.store.get("snapshots", "churn") is None  # the gate may refuse yet: the base of retrainings stays
+    turn.store.put("snapshots", "churn", {"key": snapshot.key})
     served = frame.drop(columns=["key", "ts"]).assign(**{ARRIVED: np.arange(600.0)})
     again = turn._snapshot(served, ARRIVED, 50, "e2")
     assert again.origin.parents == (snapshot.key,)
@@ -88,3 +98,77 @@ def test_data_that_breaks_the_contract_stops_the_run_before_anything_is_stored(t
         turn._snapshot(frame.assign(a=frame.a.where(frame.index != 3, 99.0), key=1), "ts", None, "e1")
     assert list(turn.lake.keys("snapshots")) == []
     assert turn.events.read() == []
+
+
+def with_(turn: Turn, **changed: object) -> Turn:
+    return replace(turn, pipeline=replace(turn.pipeline, **changed))
+
+
+def test_what_is_served_is_the_base_of_retrainings(turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        def __init__(self, _settings: Settings) -> None: ...
+
+        def start(self) -> None: ...
+
+        def deploy_gateway(self, *_: object) -> SimpleNamespace:
+            return SimpleNamespace(url="http://127.0.0.1/churn", direct_url="")
+
+    monkeypatch.setattr("raymlops.serving.ray_serve.ServeEngine", Engine)
+    for name in ("save_pipeline", "launch", "call"):
+        monkeypatch.setattr(ray_loop.ray_steward, name, lambda *_: None)
+    monkeypatch.setattr(ray_loop, "Endpoint", lambda *_: SimpleNamespace(wait_ready=lambda: None))
+    ray_loop._serve(turn, SimpleNamespace(version=2, snapshot_key="snapshots/churn/2"), "e")  # type: ignore[arg-type]
+    assert turn.store.get("snapshots", "churn") == {"key": "snapshots/churn/2"}
+
+
+def test_slices_are_refused_early_by_the_columns_that_the_gate_has(turn: Turn, frame: pd.DataFrame) -> None:
+    good = with_(turn, gate=Gate(slices={"high": "a > 0", "u": "c == 'u'", "positive": "y == 1"}))
+    good._snapshot(frame, "ts", None, "e1")
+    for column in ("key", "ts"):
+        with pytest.raises(ConfigError, match=r"slices\['late'\].* the model's inputs and the label: a, c, y"):
+            with_(turn, gate=Gate(slices={"late": f"{column} == {column}"}))._snapshot(frame, "ts", None, "e2")
+
+
+def test_rows_to_judge_are_those_that_a_run_judges(
+    turn: Turn, frame: pd.DataFrame, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = frame.assign(who=frame.key % 200, machine=[f"m{i % 40}" for i in range(600)])
+    source = FrameSource(frame, label="y", time="ts", drop=("key", "who"))
+    contract = parse("{unique: [key], rules: {known: 'who >= 0'}}")
+    spec = {"assess": Assess(key="who"), "split": SplitBy(group="machine"), "features": None, "contract": contract}
+    pipeline = replace(turn.pipeline, source=source, **spec)
+    rows = read_rows(pipeline, settings, Silent())
+    assert set(rows.columns) == {"a", "c", "who", "machine", "ts", "y"}
+    seen: list[pd.DataFrame] = []
+    monkeypatch.setattr(ray_loop, "assess", lambda given, *_, **__: seen.append(given))
+    judged(pipeline, rows, "binary")
+    assert set(seen[0].columns) == {"a", "c", "who", "ts", "y"}  # a group's column is no input
+    judged(replace(pipeline, assess=Assess()), rows, "binary")
+    assert "machine" in seen[1].columns  # but the key
+
+
+def test_a_pipeline_is_assessed_for_the_task_that_its_contract_states(
+    turn: Turn, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[object] = []
+    monkeypatch.setattr(ray_loop, "assess", lambda *given, **_: tasks.append(given[3]))
+    pipeline = replace(turn.pipeline, contract=parse("task: regression"))
+    monkeypatch.setattr(cli_assess.Settings, "read", lambda: turn.settings)
+    cli_assess._of_pipeline(pipeline, None, None)
+    assert tasks == ["regression"]
+
+
+def test_a_champion_that_takes_other_columns_is_not_compared(turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda _, text: told.append(text))
+    frame = pd.DataFrame({"a": [1.0, 2.0] * 30, "gone": [3.0] * 60, "y": [0, 1] * 30})
+    contract = learn_contract(frame, "y")
+    predictor = SimpleNamespace(contract=contract, predict=lambda x: x[:, 0])
+    monkeypatch.setattr(Turn, "_champion", lambda _: SimpleNamespace(version=7, digest="d", package_key="k"))
+    monkeypatch.setattr(ray_loop, "download", lambda *_: Path("folder"))
+    monkeypatch.setattr(ray_loop.Predictor, "load", lambda _: predictor)
+    assert turn._rival(None, None, frame.drop(columns="gone"), None) is None  # type: ignore[arg-type]
+    assert told == ["not compared with champion 7: it takes 'gone', and the data has no such column any more"]
+    assert turn._rival(None, None, frame.assign(a="text"), None) is None  # type: ignore[arg-type]
+    assert "not compared with champion 7: " in told[1]
+    assert "'a'" in told[1]

@@ -163,3 +163,13 @@ def test_without_time_neither_order_nor_partitions_decide_the_split(tmp_path: Pa
     first, second = write(lakes[0], frame, time=None), write(lakes[1], shuffled, time=None)
     assert (first.key, first.split, first.profile) == (second.key, second.split, second.profile)
     pd.testing.assert_frame_equal(read_frame(lakes[0], first), read_frame(lakes[1], second))
+
+
+def test_rows_and_columns_are_read_in_part(lake: Lake) -> None:
+    frame = pd.DataFrame({"a": np.arange(40.0), "t": np.arange(40.0), "y": [0, 1] * 20})
+    contract = learn_contract(frame, "y", drop=("t",))
+    snapshot = write_snapshot(lake, "part", frame, contract, "t", "test", assess(frame, "y", "t"), 0.0)
+    whole = read_frame(lake, snapshot)
+    tail = read_frame(lake, snapshot, start=30)
+    pd.testing.assert_frame_equal(tail, whole.iloc[30:].reset_index(drop=True))
+    pd.testing.assert_frame_equal(read_frame(lake, snapshot, columns=["t"]), whole[["t"]])

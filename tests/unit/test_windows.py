@@ -96,3 +96,12 @@ def test_held_out_predictions_are_of_models_that_had_not_seen_the_rows() -> None
     by_heart = ((result.estimator.predict(b) - e) ** 2).mean()
     assert by_heart < 0.18
     assert honest > 0.24  # labels are coins: nothing can be promised
+
+
+def test_too_few_validation_rows_to_tell_leave_all_rows_in() -> None:
+    arrays, frame = stream(2600)
+    few = replace(arrays, x_validation=arrays.x_validation[:25], y_validation=arrays.y_validation[:25])
+    contract = learn_contract(frame, "y")
+    assert compare_windows(few, contract, SEARCH, ordered=True, change_row=2600).trial.params["recent"] < 1.0
+    result = choose_window(few, contract, SEARCH, ordered=True, change_row=2600)
+    assert result.trial.params["recent"] == 1.0

@@ -85,7 +85,8 @@ def asked_masks(slices: Mapping[str, str], frame: pd.DataFrame) -> dict[str, Mas
         except Exception as error:
             known = ", ".join(str(column) for column in frame.columns[:20])
             raise ConfigError(
-                f"slices[{name!r}]={rule!r} cannot be evaluated: {type(error).__name__}: {error}. The columns are {known}."
+                f"slices[{name!r}]={rule!r} cannot be evaluated: {type(error).__name__}: {error}. Slices are told by "
+                f"the model's inputs and the label: {known}."
             ) from error
         if mask.shape != (len(frame),) or mask.dtype != bool:
             raise ConfigError(f"slices[{name!r}]={rule!r} does not say yes or no for each row.")

@@ -143,7 +143,7 @@ class Catalog:
                         for at, (name, kind) in enumerate(_columns_of(snapshot).items())
                     ],
                 )
-        self.expire(snapshot.name)
+        self.expire(snapshot.name, spare=number)
         return self.get(f"{snapshot.name}@{number}")
 
     def used(self, snapshot_key: str, endpoint: str, model_version: int, event_id: str) -> None:
@@ -248,16 +248,20 @@ class Catalog:
         search : a word that stands in name, owner, description, tags, source, files or names of functions; any case
         column : a column of that name is there
         """
-        query = sa.select(versions).order_by(versions.c.name, versions.c.version)
-        if name is not None:
-            query = query.where(versions.c.name == name)
+
+        def of_name(table: sa.Table, *order: sa.Column[Any]) -> sa.Select[Any]:
+            query = sa.select(table).order_by(*order)
+            return query if name is None else query.where(table.c.name == name)
+
+        query = of_name(versions, versions.c.name, versions.c.version)
         if not removed:
             query = query.where(versions.c.removed_at.is_(None))
         with self._store.transaction() as connection:
             rows = connection.execute(query).all()
-            found_columns = connection.execute(sa.select(columns).order_by(columns.c.position)).all()
-            found_tags = connection.execute(sa.select(tags).order_by(tags.c.tag)).all()
-            about = {row.name: f"{row.owner}\n{row.description}" for row in connection.execute(sa.select(datasets))}
+            found_columns = connection.execute(of_name(columns, columns.c.position)).all()
+            found_tags = connection.execute(of_name(tags, tags.c.tag)).all()
+            named = connection.execute(of_name(datasets)).all()
+        about = {row.name: f"{row.owner}\n{row.description}" for row in named}
         of: dict[tuple[str, int], dict[str, str]] = {}
         for item in found_columns:
             of.setdefault((item.name, item.version), {})[item.column] = item.kind
@@ -384,8 +388,13 @@ class Catalog:
             self._lake.remove(key)
         return self.get(version.ref)
 
-    def expire(self, name: str) -> tuple[DatasetVersion, ...]:
-        """Remove the versions beyond what the data set keeps; the newest, tagged ones and needed ones stay."""
+    def expire(self, name: str, *, spare: int | None = None) -> tuple[DatasetVersion, ...]:
+        """Remove the versions beyond what the data set keeps; the newest, tagged ones and needed ones stay.
+
+        Parameters
+        ----------
+        spare : number of a version that stays too: one just recorded, old as its number may be, is about to be used
+        """
         about = self.dataset(name)
         there = self.list(name=name)
         oldest = None if about.keep_days is None else self._store.clock.now() - about.keep_days * _DAY_S
@@ -393,7 +402,8 @@ class Catalog:
         beyond = [
             item for at, item in enumerate(there) if at < newest or (oldest is not None and item.created_at < oldest)
         ]
-        gone = [item for item in beyond if item != there[-1] and not item.tags and not self.needed_by(item)]
+        stay = {spare, *(item.version for item in there[-1:])}
+        gone = [item for item in beyond if item.version not in stay and not item.tags and not self.needed_by(item)]
         return tuple(self.remove(item.ref) for item in gone)
 
     # --- inside ---------------------------------------------------------------------------------------

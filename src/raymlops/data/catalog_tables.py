@@ -78,11 +78,13 @@ def bring_up(store: Store) -> None:
     """
     present = len(CHANGES) + 1
     with store.transaction() as connection:
+        found = _version(connection)
+        if found == present:
+            return
         if store.engine.dialect.name == "postgresql":
+            # Only for a change: the lock stops every writer of the store. Another may have made it while this one waited.
             connection.execute(sa.text("LOCK TABLE documents IN EXCLUSIVE MODE"))
-        query = sa.select(documents.c.body).where(documents.c.kind == "schema", documents.c.name == "catalog")
-        body = connection.execute(query).scalar_one_or_none()
-        found = json.loads(body)["version"] if body is not None else None
+            found = _version(connection)
         if found == present:
             return
         if found is None:
@@ -97,3 +99,9 @@ def bring_up(store: Store) -> None:
                 for statement in statements:
                     connection.execute(sa.text(statement))
         store.put_in(connection, "schema", "catalog", {"version": present})
+
+
+def _version(connection: sa.Connection) -> int | None:
+    query = sa.select(documents.c.body).where(documents.c.kind == "schema", documents.c.name == "catalog")
+    body = connection.execute(query).scalar_one_or_none()
+    return None if body is None else int(json.loads(body)["version"])

@@ -65,6 +65,13 @@ class CombinedSource:
         return " + ".join(source.describe() for source in self.sources)
 
 
+def parts_of(source: Source) -> tuple[Source, ...]:
+    """The sources that one is made of; itself, when it is made of no others."""
+    if not isinstance(source, CombinedSource):
+        return (source,)
+    return tuple(part for inner in source.sources for part in parts_of(inner))
+
+
 def combine(source: CombinedSource, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The frames of the sources (features made, label and time included) as one, in the first one's columns.
 

@@ -100,7 +100,7 @@ class Declared:
         ----------
         time : the column with each row's time, which is no input
         now : seconds since 1970, for freshness
-        hidden : columns that checks need and the model must not see
+        hidden : columns that the model must not see: what checks need, and what names or groups rows
         served : as :func:`raymlops.data.contract_checks.check_data` has it
 
         Returns
@@ -115,9 +115,9 @@ class Declared:
         """
         if self.label not in (None, label):
             raise ConfigError(f"The contract is about the label {self.label!r}, the source about {label!r}.")
-        there = list(map(str, frame.columns))
+        hidden, there = frozenset(hidden), list(map(str, frame.columns))
         if self.others == "refuse":
-            found = other_columns(frame, {*self.columns, label, time, *self.keys})
+            found = other_columns(frame, {*self.columns, label, time, *self.keys, *hidden})
             if found:
                 raise violation_error(found)
         lost = [name for name in self.columns if name not in there]
@@ -126,10 +126,12 @@ class Declared:
             raise violation_error([Violation(what=f"column {n!r}", expected="to be there", got=w) for n, w in words])
         stated = {name: {word: said[word] for word in _STATED if word in said} for name, said in self.columns.items()}
         left_out = {*hidden, *([time] if time else [])} - {label}
+        unchecked = left_out - {time, *self.keys}
         columns, task, classes = learn_columns(frame, label, self.task, left_out, stated)
         contract = self._made(columns, label, task, classes if self.classes is None else self.classes)
         learned = [name for name in contract.names if not self.columns.get(name)]
-        return contract, check_data(contract, frame, time=time, now=now, served=served, learned=learned)
+        checked = frame.drop(columns=[name for name in frame.columns if name in unchecked])
+        return contract, check_data(contract, checked, time=time, now=now, served=served, learned=learned)
 
     def _made(self, columns: tuple[Column, ...], label: str, task: Task, classes: tuple[Class, ...]) -> DataContract:
         return DataContract(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,19 +103,29 @@ def order_by_time(frame: pd.DataFrame, time: str | None) -> pd.DataFrame:
     """
     if time is None:
         return frame.reset_index(drop=True)
-    column = frame[time]
+    column = times_in(frame[time])
+    missing = int(column.isna().sum())
+    if missing:
+        raise DataError(f"The time column {time!r} is missing in {missing} of {len(frame)} rows: drop or repair them.")
+    return frame.assign(**{time: column}).sort_values(time, kind="stable", ignore_index=True)
+
+
+def times_in(column: pd.Series) -> pd.Series:
+    """A time column as numbers, or as timestamps that are naive in UTC; text is parsed.
+
+    Raises
+    ------
+    DataError : text that is not a time
+    """
     if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)):
         try:
             column = pd.to_datetime(column)
         except (ValueError, TypeError) as error:
             advice = "Give numbers, timestamps, or text such as 2026-01-31 12:00:00."
-            raise DataError(f"The time column {time!r} cannot be read as times: {error}. {advice}") from error
+            raise DataError(f"The time column {column.name!r} cannot be read as times: {error}. {advice}") from error
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-    missing = int(column.isna().sum())
-    if missing:
-        raise DataError(f"The time column {time!r} is missing in {missing} of {len(frame)} rows: drop or repair them.")
-    return frame.assign(**{time: column}).sort_values(time, kind="stable", ignore_index=True)
+    return column
 
 
 def seconds_of(column: pd.Series) -> npt.NDArray[np.float64]:
@@ -209,10 +219,13 @@ def load_snapshot(lake: Lake, key: str) -> DatasetSnapshot:
     return DatasetSnapshot.from_dict(json.loads(lake.read(f"{key}/snapshot.json")))
 
 
-def read_frame(lake: Lake, snapshot: DatasetSnapshot) -> pd.DataFrame:
-    """The stored rows in split order: train, validation, test."""
-    table = pq.read_table(pa.BufferReader(lake.read(f"{snapshot.key}/data.parquet")))
-    return table.to_pandas()
+def read_frame(
+    lake: Lake, snapshot: DatasetSnapshot, start: int = 0, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The stored rows in split order (train, validation, test) from ``start`` on; of ``columns`` only, when they are given."""
+    content = pa.BufferReader(lake.read(f"{snapshot.key}/data.parquet"))
+    table = pq.read_table(content, columns=None if columns is None else list(columns))
+    return table.slice(start).to_pandas()
 
 
 def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _FETCH_ROWS = 20_000
 _BY_NAME = "env:"
+_SCHEME = re.compile(r"(jdbc:)?[A-Za-z][A-Za-z0-9+._-]*(?=:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,11 @@ def _as_data_error(url: str) -> Iterator[None]:
 
 
 def _scheme(url: str) -> str:
-    return url if url.startswith(_BY_NAME) else url.split("://", 1)[0].split(":@", 1)[0][:60]
+    """What of a URL may be shown: what follows the kind of database may hold a password, wherever the driver puts it."""
+    if url.startswith(_BY_NAME):
+        return url
+    found = _SCHEME.match(url)
+    return found[0] if found else "url"
 
 
 def _quoted(connection: Connection, name: str) -> str:

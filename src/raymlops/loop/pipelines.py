@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from raymlops.data.combined import parts_of
 from raymlops.data.features import apply_features
-from raymlops.data.served import ARRIVED, read_labelled
-from raymlops.data.snapshot import load_snapshot, read_frame
+from raymlops.data.served import ARRIVED, ServedSource, read_labelled
+from raymlops.data.snapshot import DatasetSnapshot, load_snapshot, read_frame, seconds_of
 from raymlops.errors import RolloutError
 from raymlops.lake import Lake, sha256_of
 from raymlops.pipeline import Pipeline, loads
 from raymlops.store import Store
+
+_SAME_S = 5e-6  # a snapshot keeps microseconds of the seconds that the log has as floats
 
 
 def load_pipeline(store: Store, lake: Lake, endpoint: str) -> Pipeline:
@@ -34,7 +38,10 @@ def save_pipeline(store: Store, lake: Lake, pipeline: Pipeline) -> None:
 
 def served_frame(pipeline: Pipeline, store: Store, lake: Lake) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """First training's rows, then served and labelled rows, with the order of arrival as time; the newest of them as it was
-    sent, a frame of at most one row; and how many are new."""
+    sent, a frame of at most one row; and how many are new.
+
+    A row that the first training had from the endpoint's own :class:`ServedSource` is there once, as a served row.
+    """
     label = pipeline.source.label
     served = read_labelled(lake, store, pipeline.name, label)
     arrived = served.pop(ARRIVED).to_numpy(dtype=float)
@@ -45,9 +52,24 @@ def served_frame(pipeline: Pipeline, store: Store, lake: Lake) -> tuple[pd.DataF
     first = store.get("snapshots", pipeline.name)
     if first is not None:
         snapshot = load_snapshot(lake, first["key"])
-        base = read_frame(lake, snapshot).drop(columns=[snapshot.time] if snapshot.time else [])
+        base = read_frame(lake, snapshot)
+        base = base[~_served_before(pipeline, snapshot, base, arrived)]
+        base = base.drop(columns=[snapshot.time] if snapshot.time else [])
         # Rows of the first training came before anything was served; their order among themselves is kept.
         frames.append(base.assign(**{ARRIVED: np.arange(-len(base), 0, dtype=float)}))
     frames.append(served.assign(**{ARRIVED: arrived}))
     both = pd.concat(frames, ignore_index=True)
     return both.tail(window).reset_index(drop=True) if isinstance(window, int) else both, sent, len(served)
+
+
+def _served_before(
+    pipeline: Pipeline, snapshot: DatasetSnapshot, base: pd.DataFrame, arrived: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Rows of a first training ``(n,)`` that the endpoint itself had served, by their times."""
+    parts = parts_of(pipeline.source)
+    own = any(isinstance(part, ServedSource) and part.endpoint == pipeline.name for part in parts)
+    if not own or snapshot.time is None or not len(arrived):
+        return np.zeros(len(base), dtype=bool)
+    times, known = seconds_of(base[snapshot.time]), np.sort(arrived)
+    after = np.searchsorted(known, times - _SAME_S)
+    return np.asarray(known[np.minimum(after, len(known) - 1)] <= times + _SAME_S) & (after < len(known))

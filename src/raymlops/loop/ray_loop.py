@@ -28,7 +28,7 @@ from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_fr
 from raymlops.data.snapshot_origin import Origin
 from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
-from raymlops.errors import AssessmentFailed, GateRefused, RaymlopsError
+from raymlops.errors import AssessmentFailed, ContractViolation, GateRefused, RaymlopsError
 from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
@@ -104,14 +104,18 @@ def read_rows(pipeline: Pipeline, settings: Settings, progress: Progress) -> pd.
     if not isinstance(pipeline.source, FrameSource):
         settings.ensure_home()
         connect(settings)
-    return prepare_frame(pipeline.source, pipeline.features, settings, progress.note)
+    source, hidden = pipeline.source, pipeline.hidden
+    frame = prepare_frame(source, pipeline.features, settings, progress.note, hidden=hidden)
+    return _without_hidden(pipeline, frame, source.time)
 
 
 def judged(pipeline: Pipeline, frame: pd.DataFrame, task: Task | None = None) -> Assessment:
-    """The assessment of these rows by the pipeline's spec; a group's column is the key when no other is named."""
+    """The assessment of these rows by the pipeline's spec; a group's column is the key when no other is named, and no input."""
     spec, by = pipeline.assess, pipeline.split
     if by.group is not None and spec.key is None:
         spec = replace(spec, key=by.group)
+    if by.group is not None and by.group != spec.key:
+        frame = frame.drop(columns=by.group, errors="ignore")
     return assess(frame, pipeline.source.label, pipeline.source.time, task, spec=spec)
 
 
@@ -121,6 +125,8 @@ def _serve(turn: Turn, version: ModelVersion, event_id: str) -> Endpoint:
 
     pipeline, settings = turn.pipeline, turn.settings
     ray_steward.save_pipeline(turn.store, turn.lake, pipeline)
+    # Only now, past the gate: retrainings start from the data of the last run that gave a version.
+    turn.store.put("snapshots", pipeline.name, {"key": version.snapshot_key})
     turn.store.put("raw", pipeline.name, {"columns": [column.to_dict() for column in turn.raw or ()]})
     engine = ServeEngine(settings)
     engine.start()
@@ -277,7 +283,9 @@ class Turn:
         episode = None if body is None else body["retrain"].get("episode")
         if episode is None or snapshot.time != ARRIVED:
             return None
-        arrived = read_frame(self.lake, snapshot)[ARRIVED].to_numpy(dtype=float)[: snapshot.split.train]
+        arrived = read_frame(self.lake, snapshot, columns=[ARRIVED])[ARRIVED].to_numpy(dtype=float)[
+            : snapshot.split.train
+        ]
         return int(np.searchsorted(arrived, episode["began_at"]))
 
     def _settled(self, spec: Search) -> Settled | None:
@@ -296,7 +304,6 @@ class Turn:
         # Refuse what does not fit before any work.
         self.pipeline.search.objective(task)
         require_binary(self.pipeline.search.threshold, task)
-        asked_masks(self.pipeline.gate.slices, frame.head(100))
         others = _no_inputs(self.pipeline, time_column)
         contract, skipped = self.pipeline.declared.over(
             frame,
@@ -307,8 +314,9 @@ class Turn:
             served=time_column == ARRIVED,
         )
         self.events.append(name, "contract", {"event_id": event_id, "kept": True, "does_not_apply": list(skipped)})
-        hidden = set(self.pipeline.hidden) - set(others)
-        frame = frame.drop(columns=[column for column in frame.columns if column in hidden])
+        # The gate slices by what a snapshot stores: the inputs and the label.
+        asked_masks(self.pipeline.gate.slices, frame.head(100)[[*contract.names, source.label]])
+        frame = _without_hidden(self.pipeline, frame, time_column)
         by = self.pipeline.split
         if time_column == ARRIVED:
             # What was served has no groups, and its columns were judged for what they say when the first version was made.
@@ -336,8 +344,6 @@ class Turn:
             origin=self._origin(served=time_column == ARRIVED),
         )
         Catalog(self.store, self.lake).record(snapshot, event_id)
-        if time_column != ARRIVED:
-            self.store.put("snapshots", name, {"key": snapshot.key})
         self.events.append(name, "snapshot", {"event_id": event_id, "key": snapshot.key, "rows": snapshot.rows})
         return snapshot
 
@@ -375,7 +381,7 @@ class Turn:
             self.raw,
             decision=decision,
         )
-        frame = read_frame(self.lake, snapshot).iloc[snapshot.split.train + snapshot.split.validation :]
+        frame = read_frame(self.lake, snapshot, start=snapshot.split.train + snapshot.split.validation)
         evidence = measure(
             self.pipeline.gate,
             result,
@@ -400,13 +406,25 @@ class Turn:
     def _rival(
         self, snapshot: DatasetSnapshot, arrays: Arrays, test: pd.DataFrame, result: SearchResult
     ) -> Rival | None:
-        """The champion on the candidate's test rows."""
+        """The champion on the candidate's test rows; ``None`` without one, or when they are not rows that it takes."""
         version = self._champion()
         if version is None:
             return None
         folder = Path(self.settings.home) / "cache" / "packages" / version.digest
         predictor = Predictor.load(download(self.lake, version.package_key, folder, version.digest))
-        said = predictor.predict(predictor.contract.unbounded().encode(test[list(predictor.contract.names)]))
+        names = predictor.contract.names
+        lost = [name for name in names if name not in test.columns]
+        if lost:
+            self.progress.note(
+                f"not compared with champion {version.version}: it takes {', '.join(map(repr, lost))}, and the data has no "
+                "such column any more"
+            )
+            return None
+        try:
+            said = predictor.predict(predictor.contract.unbounded().encode(test[list(names)]))
+        except ContractViolation as error:
+            self.progress.note(f"not compared with champion {version.version}: {error.message}")
+            return None
         return Rival(
             prediction=predictor.decision.for_metric(result.problem.objective, said),
             saw=_may_have_seen(version, snapshot, arrays),
@@ -521,6 +539,12 @@ class _Judged:
 def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
     """Columns that order, group or name rows, and that requests do not carry."""
     return [name for name in (time_column, pipeline.split.group, pipeline.assess.key) if name]
+
+
+def _without_hidden(pipeline: Pipeline, frame: pd.DataFrame, time_column: str | None) -> pd.DataFrame:
+    """The rows without the columns that only the contract's checks needed: neither key nor group."""
+    hidden = set(pipeline.hidden) - set(_no_inputs(pipeline, time_column))
+    return frame.drop(columns=[column for column in frame.columns if column in hidden])
 
 
 class _Staged:

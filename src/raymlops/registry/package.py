@@ -13,7 +13,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.by_value import dumps_by_value
 from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
@@ -30,7 +31,6 @@ from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native, to_onnx
 from raymlops.search.decision import Decision
 from raymlops.search.estimators import XGBoostEstimator
 from raymlops.sketch.profile import Profile
-from raymlops.user_code import by_value
 
 if TYPE_CHECKING:
     from raymlops.search.estimators import Estimator
@@ -191,7 +191,7 @@ def build_package(
         estimator.save(target / "model.json")
     else:
         form = "pickle"
-        (target / "model.pkl").write_bytes(by_value(estimator, *_user_parts(estimator)))
+        (target / "model.pkl").write_bytes(dumps_by_value(estimator, _defined_by(estimator)))
     native = load_native(target, form, contract.task, len(contract.classes))
     onnx, reason = _onnx(estimator, native, contract, reference)
     runtimes: dict[str, Runtime] = {"native": native}
@@ -205,7 +205,7 @@ def build_package(
     latency = {name: times["1"] for name, times in batches.items()}
     (target / "contract.json").write_text(json.dumps(contract.to_dict(), sort_keys=True))
     if features is not None:
-        (target / "features.pkl").write_bytes(by_value(features, features))
+        (target / "features.pkl").write_bytes(dumps_by_value(features, [features]))
         if raw is not None:
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
@@ -239,11 +239,13 @@ def size_mb(folder: str | Path) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def _user_parts(estimator: Any) -> list[Any]:
-    """What of an estimator may be the user's own code: itself, the model it wraps, and all that a pipeline of models holds."""
-    wrapped: Any = getattr(estimator, "pipeline", None)
-    held = wrapped.get_params(deep=True).values() if hasattr(wrapped, "get_params") else ()
-    return [estimator, wrapped, *held]
+def _defined_by(estimator: Estimator) -> Iterator[Any]:
+    """The estimator, and the scikit-learn estimators that ours wrap, step by step: any may be of the user's own class."""
+    yield estimator
+    wrapped = getattr(estimator, "pipeline", None)
+    yield wrapped
+    if wrapped is not None and hasattr(wrapped, "get_params"):
+        yield from wrapped.get_params(deep=True).values()
 
 
 def _onnx(
