@@ -10,10 +10,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -141,10 +140,8 @@ class SparkOnRay:
 
         thread = threading.Thread(target=run, name=f"spark: {what}", daemon=True)
         thread.start()
-        end = time.monotonic() + limit
-        while thread.is_alive() and time.monotonic() < end:
-            thread.join(min(_LOOK_S, max(end - time.monotonic(), 0.0)))
-            self._stages.tell()
+        with self._stages.told():
+            thread.join(limit)
         if thread.is_alive():
             self._abandon()
             thread.join(_ABANDON_S)
@@ -290,6 +287,22 @@ class StageWords:
 
     def follow(self, tracker: Any) -> None:
         self._tracker = tracker
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell them until the block ends, from a thread of their own: a JVM that hangs must not hold up a deadline."""
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(_LOOK_S):
+                self.tell()
+
+        if self._progress is not None:
+            threading.Thread(target=run, name="spark stages", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def tell(self) -> None:
         """Say how far the running stages are, when there is somebody to say it to and something new to say."""

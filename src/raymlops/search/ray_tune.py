@@ -176,6 +176,10 @@ class _Deadline(tune.Stopper):
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it for a restore that never comes; the schedule, and who watches it, stay in this process."""
+        return {}
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
@@ -190,6 +194,10 @@ class _Orders(Searcher):
         super().__init__(metric="ended", mode="max")
         self._schedule, self._journal, self._watch = schedule, journal, watch
         self._out: dict[str, Order] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of the deadline: nothing of this process travels."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         given = self._schedule.order(time.monotonic())
