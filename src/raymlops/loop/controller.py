@@ -121,6 +121,7 @@ def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: 
 def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Observation) -> Step:
     """One turn: look after the rollout, the promotion to confirm, the retraining in flight, and whether to retrain."""
     actions: list[Action] = []
+    champion = state.champion
     due = tuple(item for item in state.retired if item.drop_at <= seen.now)
     if due:
         state = replace(state, retired=tuple(item for item in state.retired if item not in due))
@@ -129,7 +130,8 @@ def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Ob
         lambda state: _watch_rollout(state, rollout, seen),
         lambda state: _watch_confirmation(state, rollout, seen),
         lambda state: _watch_job(state, seen),
-        lambda state: _consider_retraining(state, retrain, seen),
+        # What was seen is the champion's before this turn: of one that has just taken over it says nothing.
+        lambda state: _consider_retraining(state, retrain, seen) if state.champion == champion else (state, ()),
         lambda state: _cool_down(state, seen.now),
     )
     for turn in turns:
@@ -397,6 +399,7 @@ def rollback(state: EndpointState, policy: Policy, reason: str, now: float) -> S
         warm=_warmed(state, state.champion, state.previous, policy, now),
         confirming=None,
         phase=Monitoring(since=now),
+        retrain=state.retrain.went_back(),
     )
     after = replace(after, split=_split(after))
     body = {"version": state.champion, "champion": state.previous, "reason": reason}

@@ -106,7 +106,7 @@ class Recorder:
         self._served: list[Served] = []
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
-        self._rows = self._waiting_rows = self._waiting_values = 0
+        self._rows = self._waiting_rows = self._waiting_values = self._waiting_shadows = 0
         self._parts: list[_Part] = []
         self._file: _File | None = None
         self._files_due: list[_File] = []
@@ -174,7 +174,8 @@ class Recorder:
             pair_sumsq=float((apart * apart).sum()),
         )
         self._pairs[version] = self._pairs.get(version, VariantStats()) + sums
-        if len(self._shadows) + len(scores) <= self._max_rows:
+        if self._waiting_shadows + len(scores) <= self._max_rows:
+            self._waiting_shadows += len(scores)
             self._shadows += [
                 ShadowRow(request_id=request_id, row_index=index, version=version, score=score)
                 for index, score in enumerate(scores.tolist())
@@ -225,6 +226,10 @@ class Recorder:
         ------
         StoreError, OSError : the store or the lake failed; the rows are kept and tried again
         """
+        # Who waits may give up (a deadline, the end): half a flush would tell something twice, or never.
+        await asyncio.shield(self._flush(last))
+
+    async def _flush(self, last: bool) -> None:
         async with self._flushing:
             self._full.clear()
             fresh, self._served = self._served, []
@@ -241,6 +246,7 @@ class Recorder:
                 part = self._parts[0]
                 await loop.run_in_executor(self._executor, self._store_now, part)
                 self._parts.pop(0)
+                self._waiting_shadows -= len(part.shadows)
                 self._log_later(part)
                 self._ids.difference_update(i for item in part.served for i in item.ids if type(i) is str)
             self._stored_below = upto
