@@ -15,7 +15,7 @@ import pytest
 
 from raymlops.clock import ManualClock
 from raymlops.data.sources import FrameSource
-from raymlops.errors import RolloutError, StaleLease
+from raymlops.errors import RolloutError, StaleLease, StoreError
 from raymlops.events import EventLog
 from raymlops.lake import Lake
 from raymlops.loop.ports import ProbeFailed
@@ -241,7 +241,7 @@ def test_counts_in_the_champions_bins_reach_its_monitor_and_others_are_only_coun
     scores = np.asarray(world.predictor(1).predict(x), dtype=float)
 
     def batch(version: int, seen: Observed) -> dict[str, Any]:
-        return {"observed": {version: seen.to_message()}, "rows": seen.rows, "unwatched": 0, "dropped": 0, "stats": {}}
+        return {"observed": {version: seen.to_message()}, "rows": seen.rows, "stats": {}}
 
     for seen in observations(bins, x, scores, 1000.0, batch_rows=1500, sample_rows=400, gateways=2):
         steward.observe(batch(1, seen))
@@ -397,7 +397,7 @@ def test_a_probe_is_asked_for_again_after_a_crash(world: World) -> None:
     world.engines.asked.clear()
     again = world.steward(retrain=RetrainPolicy(min_labels=200, cooldown=0))
     assert ("probe", f"{NAME}-probe-1", 1, 1001.0) in world.engines.asked
-    assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500}
+    assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500, "episode": "v1-w0"}
 
 
 def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
@@ -437,3 +437,38 @@ def test_after_a_promotion_the_new_versions_own_reference_takes_over(world: Worl
     assert (steward.status()["champion"], after.version, steward._watch.labelled) == (3, 3, 0)
     assert after.baseline.mean > before.baseline.mean  # one round of boosting promises less
     assert after.losses.rows == 0
+
+
+def test_a_watch_that_could_not_follow_does_so_in_a_later_turn(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    load, failed = steward._watch._load, []
+
+    def once(version: int) -> Predictor:
+        if not failed:
+            failed.append(version)
+            raise StoreError("the lake is away")
+        return load(version)
+
+    steward._watch._load = once  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the lake is away"):
+        steward.command("promote", "by hand")
+    status = steward.status()
+    assert (status["champion"], status["monitor"]["version"], failed) == (2, 1, [2])
+    steward.tick()
+    assert steward.status()["monitor"]["version"] == 2
+
+
+def test_a_probe_that_answers_while_the_state_changes_is_dropped(world: World) -> None:
+    steward = alarmed(world)
+    found = Examination(probe=PROBE, parts=PARTS)
+
+    def probed(_probe_id: str) -> Examination:
+        steward.command("retrain", "by hand")
+        return found
+
+    world.engines.probed = probed  # type: ignore[method-assign]
+    steward.tick()
+    assert steward.status()["retrain"]["probing"] is None
+    assert steward._watch.insight._parts is None

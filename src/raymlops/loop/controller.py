@@ -71,16 +71,21 @@ def adopt(state: EndpointState, version: int, now: float) -> Step:
 
 
 def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: str, now: float) -> Step:
-    """A version that passed the gate starts as a challenger.
+    """A version that passed the gate starts as a challenger. Being told again of one that serves already, or of the rollout
+    under way, changes nothing: a call whose steward died before it answered is made again.
 
     Raises
     ------
     RolloutError : another rollout is under way, or the endpoint is stopped
     """
+    if state.champion == version:
+        return state, ()
     if state.champion is None:
         return adopt(_finished(state, event_id, "promoted", now), version, now)
     if isinstance(state.phase, RollingOut):
         busy = state.phase.rollout.challenger
+        if (busy, state.phase.rollout.event_id) == (version, event_id):
+            return state, ()
         raise RolloutError(
             f"{state.name} is rolling out version {busy}: version {version} must wait. Promote or abort that rollout first."
         )
@@ -458,7 +463,7 @@ def restore(state: EndpointState) -> tuple[Action, ...]:
     if state.retraining is not None and state.retraining.stage == "submitted":
         actions.append(SubmitRetraining(event_id=state.retraining.event_id))
     if state.retrain.probing is not None and state.champion is not None:
-        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.episode is not None))
+        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.probing.episode is not None))
     return tuple(actions)
 
 
