@@ -121,9 +121,11 @@ class Steward:
         return self._store.url
 
     def reload(self) -> None:
-        """The pipeline was stored anew: use its specs from now on."""
+        """The pipeline was stored anew: use its specs from now on, the monitor's from the next champion on."""
         with self._lock:
-            self._pipeline = load_pipeline(self._store, self._lake, self.endpoint)
+            self._pipeline = pipeline = load_pipeline(self._store, self._lake, self.endpoint)
+        with self._watching:
+            self._watch.use(pipeline.monitor)
 
     # --- called by people ---------------------------------------------------------------------------
 
