@@ -83,12 +83,6 @@ class Lake:
             if not Path(path).name.startswith(".writing-"):
                 yield str(path)[len(self._root) + 1 :]
 
-    def put_folder(self, source: str | Path, key: str) -> None:
-        """Copy every file of a local folder to ``key/``."""
-        for path in sorted(Path(source).rglob("*")):
-            if path.is_file():
-                self.write(f"{key}/{path.relative_to(source).as_posix()}", path.read_bytes())
-
     def fetch_folder(self, key: str, target: str | Path) -> Path:
         """Copy every file below ``key`` to a local folder and return it."""
         shutil.rmtree(target, ignore_errors=True)

@@ -63,6 +63,7 @@ class Probing:
 
     id: str
     rows: int
+    episode: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +95,15 @@ class RetrainState:
 
     def probe_asked(self, id: str, rows: int) -> RetrainState:
         """A probe of the champion at age ``rows`` was asked for."""
-        return replace(self, probing=Probing(id=id, rows=rows), probes=self.probes + 1)
+        episode = None if self.episode is None else self.episode.id
+        return replace(self, probing=Probing(id=id, rows=rows, episode=episode), probes=self.probes + 1)
 
     def probed(self, found: Probe | None, refit_cost: float | None, least_excess: float = 0.0) -> RetrainState:
         """The probe under way ended, ``None`` when it failed; without one under way the state stays as it is."""
         if self.probing is None:
             return self
-        episode = None if self.episode is None else self.episode.id
-        pace = self.pace.probed(found, self.probing.rows, refit_cost, least=least_excess, episode=episode)
+        probing = self.probing
+        pace = self.pace.probed(found, probing.rows, refit_cost, least=least_excess, episode=probing.episode)
         return replace(self, probing=None, pace=pace)
 
     def started(self, at: float, trigger: Trigger = "harm") -> RetrainState:
@@ -121,6 +123,10 @@ class RetrainState:
         """A new champion serves: its age counts from here, and the old one's troubles are over."""
         pace = renewed(self.pace, True)
         return replace(self, trained_at=at, episode=None, needs_person=None, pace=pace, probing=None)
+
+    def went_back(self) -> RetrainState:
+        """An earlier champion serves again: what probes and reports said was of the one after it."""
+        return replace(self, episode=None, pace=renewed(self.pace, False), probing=None, held_by="")
 
     def asked(self, reason: str) -> RetrainState:
         """A person is asked; nothing starts by itself until :meth:`cleared`."""

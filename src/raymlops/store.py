@@ -401,6 +401,10 @@ class Store:
         now = self.clock.now()
         outcomes: list[LabelOutcome] = []
         with self.transaction() as connection:
+            if connection.dialect.name == "postgresql":
+                # Numbers are given before a commit: whoever reads by a cursor must never see the later of two first.
+                turn = sa.func.pg_advisory_xact_lock(sa.func.hashtext(f"labels {endpoint}"))
+                connection.execute(sa.select(turn))
             asked = {row.request_id for row in rows}
             served = _rows_by_key(connection, predictions.c.version, endpoint, asked)
             served |= self._unpack(connection, endpoint, asked - {request_id for request_id, _ in served})

@@ -119,6 +119,34 @@ def test_labels_find_rows_in_blocks(store: Store) -> None:
     assert store.counts("e") == {"predictions": 6, "labels": 4}
 
 
+def test_labels_are_read_in_the_order_of_their_commits(store: Store) -> None:
+    store.add_predictions("e", [served("a"), served("b")])
+    slow = threading.Thread(target=store.add_labels, args=("e", [label("a")]))
+    quick = threading.Thread(target=store.add_labels, args=("e", [label("b")]))
+    committing, go = threading.Event(), threading.Event()
+
+    def wait(_connection: sa.Connection) -> None:
+        if threading.current_thread() is slow:
+            committing.set()
+            assert go.wait(20)
+
+    sa.event.listen(store.engine, "commit", wait)
+    try:
+        slow.start()
+        assert committing.wait(20)
+        quick.start()
+        quick.join(0.5)
+        early = [] if quick.is_alive() else store.outcomes("e")
+        go.set()
+        slow.join(20)
+        quick.join(20)
+    finally:
+        go.set()
+        sa.event.remove(store.engine, "commit", wait)
+    rest = store.outcomes("e", early[-1].seq if early else 0)
+    assert sorted(item.request_id for item in [*early, *rest]) == ["a", "b"]
+
+
 def test_the_event_log_is_a_chain(store: Store) -> None:
     log = EventLog(store)
     for number in range(5):

@@ -165,6 +165,20 @@ def test_only_so_many_wait_and_a_caller_that_left_still_holds_its_place() -> Non
     asyncio.run(run())
 
 
+def test_who_waits_when_the_gateway_ends_is_told_so() -> None:
+    async def run() -> None:
+        desk, model = ExplainDesk("churn"), Slow()
+        at_work, waits = (asyncio.ensure_future(desk.explain(model, 1, [ROW])) for _ in range(2))
+        await asyncio.sleep(0)
+        desk.close()
+        with pytest.raises(NotReady, match="This gateway of churn is shutting down"):
+            await waits
+        model.go.set()
+        assert (await at_work)["version"] == 1
+
+    asyncio.run(run())
+
+
 def test_what_cannot_be_explained_says_so() -> None:
     model = Slow()
     with pytest.raises(TooLarge, match="at most 4 are explained at once"):

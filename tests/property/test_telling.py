@@ -62,13 +62,13 @@ def test_bytes_a_second_are_bounded_and_every_row_is_told_in_the_end(
         before = len(sink.batches)
         item = served(rows, turn, columns=columns)
         everything.append(with_score(item.answer.x, item.answer.scores))
-        teller.tell([item] if rows else [], {1: figures(3)}, 0)
+        teller.tell([item] if rows else [], {1: figures(3)})
         told_at += [clock.monotonic()] * (len(sink.batches) - before)
     sink.down = False
     for i, at in enumerate(told_at):
         within = [other for other in told_at[i:] if other < at + 1.0]
         assert len(within) <= BURST + 1 / 0.5
-    teller.tell([], {}, 0, last=True)
+    teller.tell([], {}, last=True)
     assert not teller.waits
     for batch in sink.batches:
         assert len(pickle.dumps(batch)) <= most_bytes(profile.bins)
@@ -85,22 +85,22 @@ def test_a_champions_rows_are_counted_in_its_own_bins_and_others_are_not() -> No
     sink = ListSink()
     teller = Teller("e", sink, "own-{}".format, 0.5)
     assert not teller.waits
-    teller.tell([served(10, 0)], {}, 0)
-    assert (sink.batches[0]["rows"], sink.batches[0]["unwatched"], sink.batches[0]["observed"]) == (10, 10, {})
+    teller.tell([served(10, 0)], {})
+    assert (sink.batches[0]["rows"], sink.batches[0]["observed"]) == (10, {})
     sink.down = True
     teller.watch(1, small_profile().bins)
-    teller.tell([served(10, 1), served(7, 2, version=2)], {}, 3)
+    teller.tell([served(10, 1), served(7, 2, version=2)], {})
     other = Profile.learn(np.ones((100, 3)), np.zeros(100), small_contract().names)
     for version in (2, 3):
         teller.watch(version, other.bins)
-        teller.tell([served(20, 3, version=version), served(4, 4, version=1)], {}, 5)
+        teller.tell([served(20, 3, version=version), served(4, 4, version=1)], {})
     sink.down = False
-    teller.tell([], {}, 5, last=True)
+    teller.tell([], {}, last=True)
     batch: dict[str, Any] = sink.batches[-1]
     assert {version: body["rows"] for version, body in batch["observed"].items()} == {2: 20, 3: 20}
     assert {body["bins"] for body in batch["observed"].values()} == {other.bins.digest}
-    # Seven of a challenger, four and four of an old champion, and its ten when a third version came.
-    assert (batch["rows"], batch["unwatched"], batch["dropped"]) == (17 + 24 + 24, 7 + 4 + 4 + 10, 5)
+    # Not seven of a challenger, four and four of an old champion, and its ten when a third version came.
+    assert batch["rows"] == 17 + 24 + 24
     assert VariantStats.from_dict(batch["stats"][1]).score_n == 18
 
 
@@ -109,16 +109,16 @@ def test_new_bins_of_a_version_take_over_and_rows_that_do_not_fit_are_only_count
     teller = Teller("e", sink, "own-{}".format, 0.5)
     sink.down = True
     teller.watch(1, small_profile().bins)
-    teller.tell([served(10, 1)], {}, 0)
+    teller.tell([served(10, 1)], {})
     other = Profile.learn(np.ones((100, 3)), np.zeros(100), small_contract().names)
     teller.watch(1, other.bins)
-    teller.tell([served(5, 2), served(2, 3)], {}, 0)
+    teller.tell([served(5, 2), served(2, 3)], {})
     teller.watch(1, WIDE.bins)
-    teller.tell([served(3, 4)], {}, 0)
+    teller.tell([served(3, 4)], {})
     sink.down = False
-    teller.tell([], {}, 0, last=True)
+    teller.tell([], {}, last=True)
     (batch,) = sink.batches
-    assert (batch["rows"], batch["unwatched"], batch["observed"][1]["rows"]) == (20, 13, 7)
+    assert (batch["rows"], batch["observed"][1]["rows"]) == (20, 7)
 
 
 def test_requests_of_the_sample_are_named() -> None:
@@ -126,7 +126,7 @@ def test_requests_of_the_sample_are_named() -> None:
     teller = Teller("e", sink, "own-{}".format, 0.5)
     teller.watch(1, small_profile().bins)
     items = [served(2 * SAMPLE_ROWS, seed) for seed in (1, 2)]
-    teller.tell(items, {}, 0)
+    teller.tell(items, {})
     seen = Observed.from_message(sink.batches[0]["observed"][1])
     assert (seen.rows, len(seen.sample)) == (4 * SAMPLE_ROWS, SAMPLE_ROWS)
     x = np.concatenate([with_score(item.answer.x, item.answer.scores) for item in items])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,12 +16,16 @@ from raymlops.loop.controller import (
     Publish,
     Record,
     SetAlias,
+    SubmitProbe,
     SubmitRetraining,
 )
 from raymlops.loop.state import EndpointState, Monitoring, Preparing, RollingOut
+from raymlops.monitor.pace import Pace
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis
 from raymlops.retrain import RetrainPolicy
+from raymlops.retrain_state import Episode, Probing
+from raymlops.search.probe import Probe
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.policies import Canary
 
@@ -246,3 +251,48 @@ def test_restoring_after_a_crash_repeats_what_makes_the_world_agree() -> None:
     actions = controller.restore(state)
     assert DeployChallenger(version=2) in actions
     assert actions[-1] == Publish(split=state.split)
+
+
+def test_a_version_that_has_just_taken_over_is_not_judged_by_what_the_old_champion_did() -> None:
+    policy = RetrainPolicy(cooldown=0, refit_cost=100.0)
+    one_step = Canary(weights=(1.0,), hold_s=1, min_requests=60)
+    state = controller.begin_rollout(serving(), one_step, 2, "event", now=10.0)[0]
+    seen = Observation(now=20.0, comparison=WELL, labelled=100_000)
+    after, actions = controller.step(state, one_step, policy, seen)
+    assert (after.champion, after.retrain.probing) == (2, None)
+    assert not any(isinstance(action, SubmitProbe) for action in actions)
+    later, _ = controller.step(after, one_step, policy, Observation(now=21.0, labelled=100_000))
+    assert later.retrain.probing is not None
+
+
+def test_a_rollback_forgets_what_probes_and_reports_said_of_the_version_that_goes() -> None:
+    promoted, _ = controller.promote(rolling(), CANARY, "by hand", now=20.0)
+    trouble = Episode(id="v2-w1", version=2, began_at=15.0, window=1)
+    pace = Pace(
+        rows=400, newest=Probe(gain=0.1, standard_error=0.01, gains=True, rows=90, note=""), excess=0.2, lost=9.0
+    )
+    memory = replace(promoted.retrain, episode=trouble, pace=pace, held_by="no_gain").probe_asked("p", 500)
+    back, _ = controller.rollback(replace(promoted, retrain=memory), CANARY, "by hand", now=21.0)
+    assert (back.retrain.episode, back.retrain.probing, back.retrain.held_by) == (None, None, "")
+    assert (back.retrain.pace.newest, back.retrain.pace.lost, back.retrain.pace.rows) == (None, 0.0, 0)
+    assert back.retrain.trained_at == promoted.retrain.trained_at
+
+
+def test_a_candidate_that_is_told_of_again_changes_nothing() -> None:
+    state = rolling()
+    assert controller.begin_rollout(state, CANARY, 2, "event", now=11.0) == (state, ())
+    with pytest.raises(RolloutError, match="rolling out version 2"):
+        controller.begin_rollout(state, CANARY, 2, "another", now=11.0)
+    promoted, _ = controller.promote(state, CANARY, "by hand", now=20.0)
+    assert controller.begin_rollout(promoted, CANARY, 2, "event", now=21.0) == (promoted, ())
+    first, _ = controller.begin_rollout(fresh(), CANARY, 1, "event", now=1.0)
+    assert controller.begin_rollout(first, CANARY, 1, "event", now=2.0) == (first, ())
+
+
+@pytest.mark.parametrize(("asked_in", "change_at"), [("v1-w3", 15.0), (None, None)])
+def test_a_probe_is_asked_for_again_as_it_was_asked_for(asked_in: str | None, change_at: float | None) -> None:
+    probing = Probing(id="p", rows=500, episode=asked_in)
+    trouble = Episode(id="v1-w3", version=1, began_at=15.0, window=3)
+    state = serving()
+    state = replace(state, retrain=replace(state.retrain, episode=trouble, probing=probing))
+    assert controller.restore(state)[-1] == SubmitProbe(probe_id="p", version=1, change_at=change_at)

@@ -784,7 +784,8 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
         assert world.store.counts("churn")["predictions"] == 3
         (batch,) = world.sink.batches
         assert set(batch["observed"]) == {1}
-        assert (batch["rows"], batch["unwatched"], batch["dropped"]) == (3, 1, 0)
+        assert set(batch) == {"observed", "stats", "rows"}
+        assert batch["rows"] == 3
         seen = Observed.from_message(batch["observed"][1])
         assert (seen.rows, seen.whole, seen.sample.ids) == (2, True, ("r1", "r1"))
         assert seen.sample.x.tolist() == [[0.5, 0.25, 0.0, 0.25], [1.0, pytest.approx(np.nan, nan_ok=True), 0.0, 0.25]]
@@ -992,7 +993,7 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
             recorder.served(Served([f"r{i}"], [1], [ROW], answer_rows(FakeModel(), [ROW]), 1, "champion", 0.0, 1.0))
         await recorder.flush()
         (batch,) = sink.batches
-        assert (batch["observed"][1]["rows"], batch["stats"][1]["requests"], batch["dropped"]) == (3, 5, 2)
+        assert (batch["observed"][1]["rows"], batch["stats"][1]["requests"]) == (3, 5)
         assert (recorder.rows, recorder.dropped) == (5, 2)
         recorder.request(1, 1.0)
         await recorder.flush()
@@ -1114,3 +1115,105 @@ def test_rows_without_a_finite_score_are_kept_without_one() -> None:
     (other,) = Block.from_bytes(block.to_bytes()).rows(9)
     assert PredictionRow(**other) == replace(row, request_id=f"{'0' * 16}-9")
     assert block.rows(8) == []
+
+
+def serve(recorder: Recorder, rows: int) -> None:
+    ids = [recorder.number() for _ in range(rows)]
+    answer = answer_rows(FakeModel(), [ROW] * rows)
+    recorder.served(Served(ids, [1] * rows, [ROW] * rows, answer, 1, "champion", 0.0, 1.0))
+
+
+def test_a_flush_that_nobody_waits_for_any_more_tells_and_stores_once() -> None:
+    class Slow(ListStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun, self.go = threading.Event(), threading.Event()
+
+        def add_block(self, endpoint: str, block: Block) -> None:
+            self.begun.set()
+            assert self.go.wait(30)
+            super().add_block(endpoint, block)
+
+    async def main() -> None:
+        store, sink = Slow(), ListSink()
+        recorder = Recorder("churn", store, ListLake(), sink, ThreadPoolExecutor(1))
+        serve(recorder, 2)
+        waits = asyncio.ensure_future(recorder.flush())
+        assert await asyncio.to_thread(store.begun.wait, 30)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        store.go.set()
+        await recorder.flush(last=True)
+        assert [len(block.scores) for block in store.blocks] == [2]
+        assert sum(batch["rows"] for batch in sink.batches) == 2
+
+    asyncio.run(main())
+
+
+def test_copies_that_wait_for_the_store_are_bounded() -> None:
+    class Copies(ListStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.kept = True, 0
+
+        def add_shadows(self, endpoint: str, rows: Any) -> None:
+            if self.down:
+                raise StoreError("the store is down")
+            self.kept += len(rows)
+
+    async def main() -> None:
+        store = Copies()
+        recorder = Recorder("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        answer = answer_rows(FakeModel(), [ROW] * 2)
+        for turn in range(4):
+            recorder.shadowed(f"r{turn}", 2, answer, answer)
+            with pytest.raises(StoreError, match="the store is down"):
+                await recorder.flush()
+        store.down = False
+        await recorder.flush()
+        assert store.kept == 2
+        recorder.shadowed("r9", 2, answer, answer)
+        await recorder.flush()
+        assert store.kept == 4
+
+    asyncio.run(main())
+
+
+def test_a_label_does_not_wait_for_the_log(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def write(self: Lake, key: str, content: bytes) -> None:
+        begun.set()
+        assert go.wait(30)
+        raise OSError("the lake is down")
+
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr(Lake, "write", write)
+        await world.predict(request_id="r1")
+        writes = asyncio.ensure_future(world.gateway.close())
+        try:
+            assert await asyncio.to_thread(begun.wait, 30)
+            await world.predict(request_id="r2")
+            told = world.client.post("/churn/feedback", json={"request_id": "r2", "label": 1})
+            assert (await asyncio.wait_for(told, 20)).status_code == 200
+        finally:
+            go.set()
+        with pytest.raises(OSError, match="the lake is down"):
+            await writes
+        monkeypatch.undo()
+
+    run(scenario)
+
+
+def test_a_request_larger_than_the_bound_is_kept_when_nothing_waits() -> None:
+    async def main() -> None:
+        store = ListStore()
+        recorder = Recorder("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        serve(recorder, 5)
+        serve(recorder, 1)
+        await recorder.flush(last=True)
+        assert [len(block.scores) for block in store.blocks] == [5]
+        assert (recorder.rows, recorder.dropped) == (6, 1)
+
+    asyncio.run(main())

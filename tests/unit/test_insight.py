@@ -15,6 +15,7 @@ from raymlops.monitor.examine import Examination
 from raymlops.monitor.insight import Insight
 from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.report import DriftReport
+from raymlops.monitor.triage import Diagnosis, Guilt
 from raymlops.registry.package import Reference
 from raymlops.search.probe import Probe
 from raymlops.testing.packages import table
@@ -120,3 +121,9 @@ def test_windows_are_kept_small_and_survive_a_crash() -> None:
     assert again.windows[-1]["window"] == 299
     assert list(again.windows[-1]["moved"]) == [f"c{i}" for i in range(29, 21, -1)]
     assert again.windows[-1]["kind"] == "covariate_shift"
+
+
+def test_a_diagnosis_survives_its_json_form() -> None:
+    guilt = Guilt(column="a", distance=0.2, importance=1.5, weight=0.3, what="wasserstein")
+    found = Diagnosis(kind="broken_data", note="values went missing: a", guilty=(guilt,), concept=0.4)
+    assert Diagnosis.from_dict(json.loads(json.dumps(found.to_dict()))) == found

@@ -50,3 +50,12 @@ def test_a_version_that_became_slower_is_given_more_time() -> None:
     for _ in range(25):
         patience.answered(0.2)
     assert patience.limit_s(1) == pytest.approx(1.0)
+
+
+def test_one_that_was_silent_from_the_start_costs_a_quarter_second_from_the_second_time_on() -> None:
+    patience = Patience(3.0)
+    assert patience.limit_s(1) == 3.0
+    patience.silent()
+    assert patience.limit_s(1) == LEAST_S
+    patience.answered(0.01)
+    assert patience.limit_s(1) == 3.0

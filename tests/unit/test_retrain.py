@@ -13,6 +13,7 @@ from raymlops.monitor.pace import Pace
 from raymlops.monitor.report import DriftReport
 from raymlops.monitor.triage import Diagnosis, Kind
 from raymlops.retrain import AskPerson, ProbeFirst, Retrain, RetrainPolicy, RetrainState, Wait, decide_retrain
+from raymlops.retrain_state import Probing
 from raymlops.search.probe import Probe
 
 POLICY = RetrainPolicy(cooldown=60.0, max_per_day=2, min_labels=100, give_up_after=3, probe=False)
@@ -330,3 +331,21 @@ def test_new_labels_make_a_retraining_due() -> None:
     due = decide_retrain(policy, state, None, 1000, 0.0)
     assert isinstance(due, Retrain)
     assert (due.trigger, due.reason) == ("age", "1000 new labelled rows, due at 1000")
+
+
+def test_a_probe_counts_for_the_episode_in_which_it_was_asked_for() -> None:
+    barren = Probe(gain=-0.1, standard_error=0.01, gains=False, rows=60, note="")
+    state = RetrainState().probe_asked("p", 500).seen(replace(HARM, version=1))
+    assert state.episode is not None
+    assert state.probing == Probing(id="p", rows=500)
+    after = state.probed(barren, None)
+    assert (after.pace.episode, after.pace.barren) == (None, 1)
+    again = after.probe_asked("q", 600).probed(barren, None)
+    assert (again.pace.episode, again.pace.barren) == ("v1-w7", 1)
+
+
+def test_a_probe_under_way_of_an_earlier_release_is_read() -> None:
+    body = RetrainState().probe_asked("p", 500).to_dict()
+    assert RetrainState.from_dict(json.loads(json.dumps(body))).probing == Probing(id="p", rows=500)
+    del body["probing"]["episode"]
+    assert RetrainState.from_dict(body).probing == Probing(id="p", rows=500)

@@ -15,13 +15,15 @@ import pytest
 
 from raymlops.clock import ManualClock
 from raymlops.data.sources import FrameSource
-from raymlops.errors import RolloutError, StaleLease
+from raymlops.errors import RolloutError, StaleLease, StoreError
 from raymlops.events import EventLog
 from raymlops.lake import Lake
 from raymlops.loop.ports import ProbeFailed
 from raymlops.loop.ray_steward import Steward, save_pipeline
 from raymlops.monitor.attribution import LossParts
 from raymlops.monitor.examine import Examination
+from raymlops.monitor.monitor import Monitor
+from raymlops.monitor.report import DriftReport
 from raymlops.pipeline import Pipeline
 from raymlops.registry.package import download
 from raymlops.retrain import RetrainPolicy
@@ -89,10 +91,13 @@ class World:
             register_small(settings, NAME, version)
         self.served, self.folder = 0, folder
 
-    def steward(self, rollout: Any = None, retrain: RetrainPolicy | None = None) -> Steward:
+    def steward(
+        self, rollout: Any = None, retrain: RetrainPolicy | None = None, monitor: Monitor | None = None
+    ) -> Steward:
         frame = pd.DataFrame({"a": [0.0, 1.0], "b": [0.0, 1.0], "y": [0, 1]})
         source, policy = FrameSource(frame, label="y"), retrain or RetrainPolicy()
-        pipeline = Pipeline(name=NAME, source=source, rollout=rollout or Canary(), retrain=policy)
+        watch = monitor or Monitor()
+        pipeline = Pipeline(name=NAME, source=source, rollout=rollout or Canary(), retrain=policy, monitor=watch)
         save_pipeline(self.store, self.lake, pipeline)
         engines: Any = self.engines
         return Steward(NAME, self.settings, engines, engines, engines, self.clock)
@@ -241,7 +246,7 @@ def test_counts_in_the_champions_bins_reach_its_monitor_and_others_are_only_coun
     scores = np.asarray(world.predictor(1).predict(x), dtype=float)
 
     def batch(version: int, seen: Observed) -> dict[str, Any]:
-        return {"observed": {version: seen.to_message()}, "rows": seen.rows, "unwatched": 0, "dropped": 0, "stats": {}}
+        return {"observed": {version: seen.to_message()}, "rows": seen.rows, "stats": {}}
 
     for seen in observations(bins, x, scores, 1000.0, batch_rows=1500, sample_rows=400, gateways=2):
         steward.observe(batch(1, seen))
@@ -397,7 +402,7 @@ def test_a_probe_is_asked_for_again_after_a_crash(world: World) -> None:
     world.engines.asked.clear()
     again = world.steward(retrain=RetrainPolicy(min_labels=200, cooldown=0))
     assert ("probe", f"{NAME}-probe-1", 1, 1001.0) in world.engines.asked
-    assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500}
+    assert again.status()["retrain"]["probing"] == {"id": f"{NAME}-probe-1", "rows": 1500, "episode": "v1-w0"}
 
 
 def test_reports_never_fall_behind_however_much_is_served(world: World) -> None:
@@ -437,3 +442,91 @@ def test_after_a_promotion_the_new_versions_own_reference_takes_over(world: Worl
     assert (steward.status()["champion"], after.version, steward._watch.labelled) == (3, 3, 0)
     assert after.baseline.mean > before.baseline.mean  # one round of boosting promises less
     assert after.losses.rows == 0
+
+
+def test_a_watch_that_could_not_follow_does_so_in_a_later_turn(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    load, failed = steward._watch._load, []
+
+    def once(version: int) -> Predictor:
+        if not failed:
+            failed.append(version)
+            raise StoreError("the lake is away")
+        return load(version)
+
+    steward._watch._load = once  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the lake is away"):
+        steward.command("promote", "by hand")
+    status = steward.status()
+    assert (status["champion"], status["monitor"]["version"], failed) == (2, 1, [2])
+    steward.tick()
+    assert steward.status()["monitor"]["version"] == 2
+
+
+def test_a_probe_that_answers_while_the_state_changes_is_dropped(world: World) -> None:
+    steward = alarmed(world)
+    found = Examination(probe=PROBE, parts=PARTS)
+
+    def probed(_probe_id: str) -> Examination:
+        steward.command("retrain", "by hand")
+        return found
+
+    world.engines.probed = probed  # type: ignore[method-assign]
+    steward.tick()
+    assert steward.status()["retrain"]["probing"] is None
+    assert steward._watch.insight._parts is None
+
+
+def test_what_stood_when_the_steward_died_stands_again(world: World) -> None:
+    policy, monitor = RetrainPolicy(on_drift=False, on_harm=False), Monitor(second_opinion="off")
+    steward = world.steward(retrain=policy, monitor=monitor)
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    x = np.random.default_rng(2).normal(3.0, 1.0, size=(9000, 2)).astype(np.float32)
+    scores = np.asarray(world.predictor(1).predict(x), dtype=float)
+    for seen in observations(bins, x, scores, 1000.0, batch_rows=1000):
+        steward.observe({"observed": {1: seen.to_message()}, "rows": seen.rows})
+    steward.tick()
+    before = steward._watch
+    assert before.standing is not None
+    assert before.insight.diagnosis is not None
+    after = world.steward(retrain=policy, monitor=monitor)._watch
+    assert (after.standing, after._pending) == (before.standing, before._pending)
+    assert after.insight.diagnosis == before.insight.diagnosis
+    assert json.loads(json.dumps(after.summary())) == json.loads(json.dumps(before.summary()))
+    assert len(json.dumps(world.store.get("watch", NAME))) < 1_000_000
+    after.answered()
+    after._save()
+    answered = world.steward(retrain=policy, monitor=monitor)._watch
+    assert (answered.standing, answered.insight.diagnosis) == (None, before.insight.diagnosis)
+
+
+def test_reports_that_wait_outlive_the_steward(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    waits = DriftReport(
+        window=3, version=1, rows=9, from_at=1.0, to_at=2.0, severity=0, reference_loss=0.1, loss_limit=0.2
+    )
+    steward._watch._pending.append(waits)
+    steward.observe({"rows": 1})
+    steward._watch._save()
+    again = world.steward()
+    assert list(again._watch._pending) == [waits]
+    again.tick()
+    assert again._watch.standing == waits
+
+
+def test_a_new_monitor_spec_is_used_for_the_next_champion(world: World) -> None:
+    steward = world.steward()
+    steward.candidate(1, "e1")
+    steward.candidate(2, "e2")
+    pipeline = replace(steward._pipeline, monitor=Monitor(window_rows=333))
+    save_pipeline(world.store, world.lake, pipeline)
+    steward.reload()
+    assert steward._watch.insight.spec != pipeline.monitor
+    steward.command("promote", "by hand")
+    watcher = steward._watch._watcher
+    assert watcher is not None
+    assert (watcher.spec, steward._watch.insight.spec) == (pipeline.monitor, pipeline.monitor)

@@ -29,7 +29,6 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$|^[+-]?(?i:nan|inf|infinity)$"
 _WHOLE = r"^[+-]?\d{1,18}$"
 _MAX_FAILURES_OF_FEATURES = 200
-_MAX_DIGITS = 300
 _WORDS = {"number": "number", "boolean": "boolean", "time": "time"}
 
 
@@ -192,13 +191,6 @@ def kinds_of(schema: pa.Schema) -> dict[str, TextKind]:
         else:
             kinds[field.name] = "text"
     return kinds
-
-
-def _spelled(text: str | None, value: Any) -> Any:
-    """A whole number as the one that is written there; a double may have rounded it."""
-    if text is None or not isinstance(value, float) or not text.lstrip("+-").isdecimal():
-        return value
-    return int(text) if len(text) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
 def _text_kind(kind: Kind) -> TextKind:

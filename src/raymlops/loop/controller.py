@@ -71,16 +71,21 @@ def adopt(state: EndpointState, version: int, now: float) -> Step:
 
 
 def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: str, now: float) -> Step:
-    """A version that passed the gate starts as a challenger.
+    """A version that passed the gate starts as a challenger. Being told again of one that serves already, or of the rollout
+    under way, changes nothing: a call whose steward died before it answered is made again.
 
     Raises
     ------
     RolloutError : another rollout is under way, or the endpoint is stopped
     """
+    if state.champion == version:
+        return state, ()
     if state.champion is None:
         return adopt(_finished(state, event_id, "promoted", now), version, now)
     if isinstance(state.phase, RollingOut):
         busy = state.phase.rollout.challenger
+        if (busy, state.phase.rollout.event_id) == (version, event_id):
+            return state, ()
         raise RolloutError(
             f"{state.name} is rolling out version {busy}: version {version} must wait. Promote or abort that rollout first."
         )
@@ -121,6 +126,7 @@ def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: 
 def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Observation) -> Step:
     """One turn: look after the rollout, the promotion to confirm, the retraining in flight, and whether to retrain."""
     actions: list[Action] = []
+    champion = state.champion
     due = tuple(item for item in state.retired if item.drop_at <= seen.now)
     if due:
         state = replace(state, retired=tuple(item for item in state.retired if item not in due))
@@ -129,7 +135,8 @@ def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Ob
         lambda state: _watch_rollout(state, rollout, seen),
         lambda state: _watch_confirmation(state, rollout, seen),
         lambda state: _watch_job(state, seen),
-        lambda state: _consider_retraining(state, retrain, seen),
+        # What was seen is the champion's before this turn: of one that has just taken over it says nothing.
+        lambda state: _consider_retraining(state, retrain, seen) if state.champion == champion else (state, ()),
         lambda state: _cool_down(state, seen.now),
     )
     for turn in turns:
@@ -397,6 +404,7 @@ def rollback(state: EndpointState, policy: Policy, reason: str, now: float) -> S
         warm=_warmed(state, state.champion, state.previous, policy, now),
         confirming=None,
         phase=Monitoring(since=now),
+        retrain=state.retrain.went_back(),
     )
     after = replace(after, split=_split(after))
     body = {"version": state.champion, "champion": state.previous, "reason": reason}
@@ -455,7 +463,7 @@ def restore(state: EndpointState) -> tuple[Action, ...]:
     if state.retraining is not None and state.retraining.stage == "submitted":
         actions.append(SubmitRetraining(event_id=state.retraining.event_id))
     if state.retrain.probing is not None and state.champion is not None:
-        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.episode is not None))
+        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.probing.episode is not None))
     return tuple(actions)
 
 

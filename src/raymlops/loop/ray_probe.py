@@ -49,7 +49,8 @@ def examine_champion(endpoint: str, version: int, change_at: float | None, setti
     predictor = Predictor.load(download(lake, made.package_key, folder, made.digest))
     frame, _, _ = served_frame(pipeline, store, lake)
     contract, arrived = predictor.contract, frame[ARRIVED].to_numpy(dtype=float)
-    x, y = contract.encode(frame[list(contract.names)]), contract.encode_label(frame[contract.label])
+    # Limits are the gateways' business: what was served was let in, if by an earlier version's.
+    x, y = contract.unbounded().encode(frame[list(contract.names)]), contract.encode_label(frame[contract.label])
     # The rows of the first training arrived before time 0; a version trained on served rows tells up to when.
     trained_to = made.data_end if made.tags.get("time") == ARRIVED and made.data_end is not None else 0.0
     start = int(len(y) * (1.0 - float(made.params.get("recent", 1.0))))

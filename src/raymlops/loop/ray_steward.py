@@ -28,6 +28,7 @@ from raymlops.loop.state import EndpointState, Preparing, RollingOut, Stage
 from raymlops.loop.watch import Watch
 from raymlops.monitor import alibi
 from raymlops.monitor.examine import Examination
+from raymlops.retrain_state import Probing
 from raymlops.serving.spec import NAMESPACE, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -120,9 +121,11 @@ class Steward:
         return self._store.url
 
     def reload(self) -> None:
-        """The pipeline was stored anew: use its specs from now on."""
+        """The pipeline was stored anew: use its specs from now on, the monitor's from the next champion on."""
         with self._lock:
-            self._pipeline = load_pipeline(self._store, self._lake, self.endpoint)
+            self._pipeline = pipeline = load_pipeline(self._store, self._lake, self.endpoint)
+        with self._watching:
+            self._watch.use(pipeline.monitor)
 
     # --- called by people ---------------------------------------------------------------------------
 
@@ -166,16 +169,21 @@ class Steward:
     def tick(self) -> None:
         """One turn: observe, decide, obey."""
         job, job_log = self._poll_job()
-        examination = self._poll_probe()
+        probing = self._state.retrain.probing
+        examination = self._poll_probe(probing)
         self._keep_lease()
         with self._watching:
             now, state = self._clock.now(), self._state
+            # What is seen is the champion's of this state, also while a command is on its way to tell the watch.
+            self._watch.follow(state.champion)
             rollout = state.phase.rollout if isinstance(state.phase, RollingOut) else None
             confirming = state.confirming
             self._watch.compare(rollout or confirming)
             report = self._watch.step(now)
             if report is not None and report.severity >= 2:
                 self._ledger.record("drift", self._watch.describe(report))
+            if state.retrain.probing != probing:
+                examination = None  # of a champion that was
             if isinstance(examination, Examination):
                 self._watch.examined(examination)
             seen = Observation(
@@ -204,8 +212,7 @@ class Steward:
         status = self._jobs.status(job.event_id)
         return status, self._jobs.logs(job.event_id) if status == "failed" else ""
 
-    def _poll_probe(self) -> Examination | ProbeFailed | None:
-        probing = self._state.retrain.probing
+    def _poll_probe(self, probing: Probing | None) -> Examination | ProbeFailed | None:
         if probing is None:
             return None
         if self._probed is not None and self._probed[0] == probing.id:

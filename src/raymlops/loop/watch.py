@@ -21,6 +21,7 @@ from raymlops.monitor.insight import Insight
 from raymlops.monitor.monitor import FORMAT, Monitor, Watcher
 from raymlops.monitor.quality import row_losses
 from raymlops.monitor.report import DriftReport
+from raymlops.monitor.triage import Diagnosis
 from raymlops.registry.package import download
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.predictor import Predictor
@@ -32,7 +33,7 @@ _KEPT_REPORTS = 50
 
 
 class Watch:
-    """A plain class; the steward's lock protects it.
+    """A plain class; the steward's lock of the watch protects it, not the one of the state: see :class:`Steward`.
 
     Attributes
     ----------
@@ -64,8 +65,11 @@ class Watch:
         self.labelled: int = saved.get("labelled", 0)
         self._comparing: str = saved.get("comparing", "")
         self._stats = {int(key): VariantStats.from_dict(item) for key, item in saved.get("stats", {}).items()}
-        self._saved_watcher: dict[str, Any] | None = saved.get("watcher")
-        self._saved_version: int | None = saved.get("version")
+        self._saved = saved
+
+    def use(self, spec: Monitor) -> None:
+        """Watch by another spec from the next version on: what is known of the present one was counted by the old one."""
+        self._spec = spec
 
     def follow(self, version: int | None) -> None:
         """Watch another champion, against its own reference; what was saved of it is taken up again."""
@@ -78,15 +82,32 @@ class Watch:
         self._loss_scale = largest or 1.0 if predictor.contract.task == "regression" else 1.0
         self.standing = None
         self._pending.clear()
+        if self.insight.spec != self._spec:
+            kept, self.insight = self.insight.to_dict(), Insight(self._spec)
+            self.insight.load(kept)
         self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version, predictor.profile)
         self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
-        saved = self._saved_watcher if self._saved_version == version else None
-        if saved is not None and saved.get("format") == FORMAT:
-            self._watcher.load_state(saved)
-        elif saved is None:
+        saved, self._saved = self._saved, {}
+        counted = saved.get("watcher") if saved.get("version") == version else None
+        if counted is None:
             self.labelled = 0
-        self._saved_watcher, self._version, self._dirty = None, version, True
+        elif counted.get("format") == FORMAT:
+            self._watcher.load_state(counted)
+            self._take_up(saved, version)
+        self._version, self._dirty = version, True
         self._save()
+
+    def _take_up(self, saved: dict[str, Any], version: int) -> None:
+        """The reports that were not answered, or not even told, when the steward died."""
+        last = saved.get("last")
+        if last is not None:
+            self._reports.append(last)
+        if last is not None and last["version"] == version:
+            report = DriftReport.from_dict({name: item for name, item in last.items() if name != "diagnosis"})
+            diagnosis = None if last["diagnosis"] is None else Diagnosis.from_dict(last["diagnosis"])
+            self.standing = report if saved["stands"] else None
+            self.insight.take_up(report, diagnosis)
+        self._pending.extend(DriftReport.from_dict(item) for item in saved.get("pending", ()))
 
     def observe(self, batch: dict[str, Any], now: float) -> None:
         """One batch from one gateway, at ``now`` (wall seconds): what was served, counted, and what each version did.
@@ -241,8 +262,11 @@ class Watch:
             "comparing": self._comparing,
             "stats": {str(version): stats.to_dict() for version, stats in self._stats.items()},
             "insight": self.insight.to_dict(),
+            "last": self._reports[-1] if self._reports else None,
+            "stands": self.standing is not None,
+            "pending": [report.to_dict() for report in self._pending],
         }
-        # One transaction: the lock that a person's command waits for is held meanwhile.
+        # One transaction: gateways that tell what they served wait for the watch's lock meanwhile.
         summary, lease = self.summary(), self._lease
         with self._store.transaction() if lease is None else self._store.fenced(lease) as connection:
             self._store.put_in(connection, "watch", self._endpoint, body)

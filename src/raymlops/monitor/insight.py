@@ -36,13 +36,14 @@ class Insight:
 
     Attributes
     ----------
+    spec : by which it was made
     diagnosis : of the newest report of the version followed; ``None`` before there is one
     ledger : losses of every version by when their rows were served
     windows : of the newest 120 windows what the report page draws, JSON
     """
 
     def __init__(self, spec: Monitor) -> None:
-        self._spec = spec
+        self.spec = spec
         self.ledger = LossLedger(max(seconds(spec.max_age, "max_age"), 1.0))
         self.diagnosis: Diagnosis | None = None
         self.forecast: Forecast | None = None
@@ -82,6 +83,12 @@ class Insight:
         self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
         self._parts, self._suspects, self._window = None, (), None
 
+    def take_up(self, report: DriftReport, diagnosis: Diagnosis | None) -> None:
+        """The newest report of the version followed and its diagnosis, from before a crash."""
+        self.diagnosis = diagnosis
+        self._window = report  # one between two windows has the evidence of the window before it
+        self.forecast = self._forecast()
+
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
         if self._budget is not None:
@@ -91,7 +98,7 @@ class Insight:
 
     def rows(self, x: NDArray[np.floating[Any]]) -> None:
         """Rows ``(n, d)`` of the champion's traffic; the newest window of them is kept, in memory only."""
-        self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self._spec.window_rows :]
+        self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self.spec.window_rows :]
 
     def look(self, report: DriftReport) -> DriftReport:
         """Diagnose a report and forecast anew. Harm that is told between two windows brings no evidence of its own: it gets
@@ -106,8 +113,7 @@ class Insight:
         if report.kind == "window":
             self._stats = VariantStats()
             self.windows.append(_drawn(report, self.diagnosis))
-        found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
-        self.forecast = forecast([life for life in found if life is not None], self._spec.tolerance)
+        self.forecast = self._forecast()
         return report
 
     def examined(self, found: Examination, report: DriftReport | None) -> None:
@@ -115,6 +121,10 @@ class Insight:
         self._parts, self._suspects = found.parts, found.suspects
         if report is not None:
             self.diagnosis = self._triage(report)
+
+    def _forecast(self) -> Forecast:
+        found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
+        return forecast([life for life in found if life is not None], self.spec.tolerance)
 
     def _triage(self, report: DriftReport) -> Diagnosis:
         return triage(

@@ -73,8 +73,9 @@ class Pace:
     ) -> Pace:
         """Take in the probe that was asked for at age ``rows``; ``None`` when it failed.
 
-        ``cost`` is that of a retraining, in rows at the usual loss. The refit is itself half of the compared rows old when it is compared, and the champion that much younger than now: with an excess
-        that grows evenly, the excess now is the gain times ``rows / (rows - compared)``.
+        ``cost`` is that of a retraining, in rows at the usual loss. The refit is itself half of the compared rows old when it
+        is compared, and the champion that much younger than now: with an excess that grows evenly, the excess now is the gain
+        times ``rows / (rows - compared)``.
         """
         barren = self.barren if episode == self.episode else 0
         if found is None:

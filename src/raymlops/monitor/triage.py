@@ -74,6 +74,12 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "guilty": [asdict(item) for item in self.guilty], "veto": self.veto}
 
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Diagnosis:
+        """From :meth:`to_dict`."""
+        kept = {name: item for name, item in body.items() if name != "veto"}
+        return cls(**{**kept, "guilty": tuple(Guilt(**item) for item in body["guilty"])})
+
 
 def triage(
     report: DriftReport,

@@ -59,14 +59,22 @@ class ExplainDesk:
         if not isinstance(model, Explainable):
             raise UnknownPath(f"Version {version} of {self._endpoint} cannot be explained.")
         if self._closed:
-            raise NotReady(f"This gateway of {self._endpoint} is shutting down. Another one explains.")
+            raise self._closing()
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._endpoint} has {MAX_WAITING} explanations to work out already. Try again later.")
         self._waiting += 1
         work = asyncio.get_running_loop().run_in_executor(self._thread, explain_rows, model, version, rows)
         # The thread goes on when the caller's deadline is over, and others wait for it until it is done.
         work.add_done_callback(self._done)
-        return await asyncio.shield(work)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if work.cancelled():  # by :meth:`close`; a caller that left is another matter
+                raise self._closing() from None
+            raise
+
+    def _closing(self) -> NotReady:
+        return NotReady(f"This gateway of {self._endpoint} is shutting down. Another one explains.")
 
     def _done(self, work: asyncio.Future[dict[str, Any]]) -> None:
         self._waiting -= 1
@@ -74,7 +82,7 @@ class ExplainDesk:
             work.exception()
 
     def close(self) -> None:
-        """Start nothing new."""
+        """Start nothing new; who waits for a turn is told so."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 

@@ -37,7 +37,7 @@ class Patience:
         """Seconds to wait for the answer to that many rows: five times the usual longest, and 0.25 s at least. While the
         last that is known of the version is its silence: once the usual longest, and 0.05 s at least."""
         if self._p99_s is None:
-            return self._most_s
+            return min(self._most_s, LEAST_S) if self._doubted else self._most_s
         wait = max(DOUBTED_S, self._p99_s) if self._doubted else max(LEAST_S, _FACTOR * self._p99_s)
         return min(self._most_s, wait * max(1.0, rows / _ROWS))
 

@@ -113,7 +113,7 @@ class Predictor:
 
     @property
     def reference(self) -> Reference:
-        """The held-out rows of the package; read when first asked for (gateways never do)."""
+        """The held-out rows of the package; read when first asked for: by the monitor, or for the first explanation."""
         if self._reference is None:
             self._reference = Reference.from_bytes((self._folder / "reference.npz").read_bytes())
         return self._reference

@@ -106,7 +106,7 @@ class Recorder:
         self._served: list[Served] = []
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
-        self._rows = self._waiting_rows = self._waiting_values = 0
+        self._rows = self._waiting_rows = self._waiting_values = self._waiting_shadows = 0
         self._parts: list[_Part] = []
         self._file: _File | None = None
         self._files_due: list[_File] = []
@@ -114,7 +114,7 @@ class Recorder:
         self._stats: dict[int, StatsRecorder] = defaultdict(StatsRecorder)
         self._totals: dict[int, VariantStats] = defaultdict(VariantStats)
         self._full = asyncio.Event()
-        self._flushing = asyncio.Lock()
+        self._flushing, self._logging = asyncio.Lock(), asyncio.Lock()
         self.rows = self.dropped = 0
 
     def watch(self, version: int, bins: Bins) -> None:
@@ -132,11 +132,13 @@ class Recorder:
         return request_id(self.series, number)
 
     def served(self, item: Served) -> None:
-        """Remember answered requests, or count their rows as dropped when too many wait already."""
+        """Remember answered requests, or count their rows as dropped when too many wait already. What arrives while nothing
+        waits is taken whatever its size: the limits of a request bound it."""
         count = len(item.answer.scores)
         self.rows += count
         values = item.answer.x.size
-        if self._waiting_rows + count > self._max_rows or self._waiting_values + values > MAX_WAITING_VALUES:
+        full = self._waiting_rows + count > self._max_rows or self._waiting_values + values > MAX_WAITING_VALUES
+        if self._waiting_rows and full:
             self.dropped += count
             return
         self._served.append(item)
@@ -174,7 +176,8 @@ class Recorder:
             pair_sumsq=float((apart * apart).sum()),
         )
         self._pairs[version] = self._pairs.get(version, VariantStats()) + sums
-        if len(self._shadows) + len(scores) <= self._max_rows:
+        if self._waiting_shadows + len(scores) <= self._max_rows:
+            self._waiting_shadows += len(scores)
             self._shadows += [
                 ShadowRow(request_id=request_id, row_index=index, version=version, score=score)
                 for index, score in enumerate(scores.tolist())
@@ -217,14 +220,24 @@ class Recorder:
                 log.exception("%s: the prediction log could not be written; its rows wait", self.endpoint)
                 await asyncio.sleep(self.flush_s)
 
-    async def flush(self, *, last: bool = False) -> None:
+    async def flush(self, *, last: bool = False, log: bool = True) -> None:
         """Hand over everything that waits. Rows are in the store when this returns; the log is written and the monitor is told
-        in their own time, or now when this is the ``last`` call.
+        in their own time, or now when this is the ``last`` call. Without ``log`` this is over when the rows are in the store,
+        whatever becomes of the log.
 
         Raises
         ------
         StoreError, OSError : the store or the lake failed; the rows are kept and tried again
         """
+        # Who waits may give up (a deadline, the end): half a flush would tell something twice, or never.
+        await asyncio.shield(self._flush(last, log))
+
+    async def _flush(self, last: bool, log: bool) -> None:
+        await self._to_store(last)
+        if log:
+            await self._to_log(last)
+
+    async def _to_store(self, last: bool) -> None:
         async with self._flushing:
             self._full.clear()
             fresh, self._served = self._served, []
@@ -235,15 +248,21 @@ class Recorder:
             if fresh or copies:
                 self._parts.append(_Part(fresh, rows, copies))
             if fresh or stats or self._teller.waits:
-                tell = partial(self._teller.tell, fresh, stats, self.dropped, last=last)
+                tell = partial(self._teller.tell, fresh, stats, last=last)
                 await loop.run_in_executor(self._executor, tell)
             while self._parts:
                 part = self._parts[0]
                 await loop.run_in_executor(self._executor, self._store_now, part)
                 self._parts.pop(0)
+                self._waiting_shadows -= len(part.shadows)
                 self._log_later(part)
                 self._ids.difference_update(i for item in part.served for i in item.ids if type(i) is str)
             self._stored_below = upto
+
+    async def _to_log(self, last: bool) -> None:
+        """Under a lock of its own: whoever waits for the store does not wait for the lake."""
+        async with self._logging:
+            loop = asyncio.get_running_loop()
             if self._file is not None and (last or self._file_is_due(self._file)):
                 self._files_due.append(self._file)
                 self._file = None
@@ -310,7 +329,7 @@ class LabelWriter:
         what is unknown then is asked once more after another gateway had the time to write.
         """
         if self._recorder.holds(row.request_id for row in rows):
-            await self._recorder.flush()
+            await self._recorder.flush(log=False)
         outcomes = await self._commit(rows)
         unknown = [index for index, outcome in enumerate(outcomes) if outcome == "unknown"]
         if unknown:

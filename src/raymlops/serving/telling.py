@@ -70,7 +70,6 @@ class _Waiting:
     observed: dict[int, Observed]
     stats: dict[int, VariantStats]
     rows: int = 0
-    unwatched: int = 0
 
 
 class Teller:
@@ -98,7 +97,6 @@ class Teller:
         self._fresh: list[Served] = []
         self._fresh_rows = 0
         self._allowed, self._at = float(BURST), clock()
-        self._dropped_told = 0
         self._deaf = False
 
     @property
@@ -110,12 +108,10 @@ class Teller:
         """Count rows of this version, in these bins, from now on: it is the champion."""
         self._watched = version, bins
 
-    def tell(
-        self, fresh: Sequence[Served], stats: dict[int, VariantStats], dropped: int, *, last: bool = False
-    ) -> None:
+    def tell(self, fresh: Sequence[Served], stats: dict[int, VariantStats], *, last: bool = False) -> None:
         """Take what was served, and count and tell all that waits when it is time, or when this is the ``last`` call.
 
-        ``stats`` are figures since the last call, without scores; ``dropped`` is how many rows were dropped in all.
+        ``stats`` are figures since the last call, without scores.
         """
         self._fresh += fresh
         self._fresh_rows += sum(len(item.answer.scores) for item in fresh)
@@ -135,8 +131,6 @@ class Teller:
             "observed": {version: seen.to_message() for version, seen in waiting.observed.items()},
             "stats": {version: item.to_dict() for version, item in waiting.stats.items()},
             "rows": waiting.rows,
-            "unwatched": waiting.unwatched,
-            "dropped": dropped - self._dropped_told,
         }
         try:
             self._sink.observe(batch)
@@ -145,7 +139,7 @@ class Teller:
                 log.warning("%s: figures are kept, nobody takes them: %s", self._endpoint, error)
             self._deaf = True
             return
-        self._waiting, self._dropped_told, self._deaf = _Waiting({}, {}), dropped, False
+        self._waiting, self._deaf = _Waiting({}, {}), False
 
     def _count(self) -> None:
         waiting = self._waiting
@@ -157,18 +151,18 @@ class Teller:
             scores = np.concatenate([item.answer.scores for item in items])
             waiting.stats[version] = waiting.stats.get(version, VariantStats()) + _sums(scores)
             waiting.rows += len(scores)
-            waiting.unwatched += self._observe(version, items, scores)
+            self._observe(version, items, scores)
 
-    def _observe(self, version: int, items: Sequence[Served], scores: NDArray[np.float64]) -> int:
-        """Count rows of the version that is watched; how many were not, because they are another's."""
+    def _observe(self, version: int, items: Sequence[Served], scores: NDArray[np.float64]) -> None:
+        """Count rows of the version that is watched; another's are left out."""
         watched = self._watched
         if watched is None or watched[0] != version:
-            return len(scores)
+            return
         bins, waiting = watched[1], self._waiting.observed
         x = np.concatenate([item.answer.x for item in items])
         if x.shape[1] + 1 != len(bins.columns):
             log.error("%s: rows of %d columns do not fit version %d", self._endpoint, x.shape[1], version)
-            return len(scores)
+            return
         limit = sample_rows(len(bins.columns))
         at = np.repeat([item.served_at for item in items], [len(item.answer.scores) for item in items])
         keys = keys_of(self._counted, len(scores), self._start)
@@ -176,15 +170,11 @@ class Teller:
         seen = Observed.of(bins, with_score(x, scores), at, keys, _Names(items, self._text), limit=limit)
         # In the bins of the newest load: an earlier count in others cannot be added to.
         known = waiting.pop(version, None)
-        lost = 0
         if known is not None and known.sketch.bins == bins.digest:
             seen = (known + seen).limit(limit)
-        elif known is not None:
-            lost = known.rows
         waiting[version] = seen
         while len(waiting) > _VERSIONS:
-            lost += waiting.pop(next(iter(waiting))).rows
-        return lost
+            waiting.pop(next(iter(waiting)))
 
 
 class _Names:
