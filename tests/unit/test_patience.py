@@ -13,7 +13,7 @@ def used_to(took_s: float, answers: int = 20) -> Patience:
 
 
 def test_before_anything_is_usual_the_whole_limit_is_waited_for() -> None:
-    patience = used_to(0.01, answers=19)
+    patience = used_to(0.01, answers=4)
     assert patience.limit_s(1) == 3.0
     patience.answered(0.01)
     assert patience.limit_s(1) == LEAST_S

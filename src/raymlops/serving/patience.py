@@ -12,7 +12,7 @@ from collections import deque
 LEAST_S = 0.25
 DOUBTED_S = 0.05
 _FACTOR = 5.0  # times the 99th percentile
-_NEEDED = 20  # answers before anything is usual
+_NEEDED = 5  # answers before anything is usual
 _KEPT = 500
 _EACH = 25  # answers between two looks at the percentile
 _ROWS = 64  # that many and fewer count as an ordinary request; more may take longer in proportion
@@ -46,7 +46,7 @@ class Patience:
         self._doubted = False
         self._took.append(took_s)
         self._seen += 1
-        if self._seen == _NEEDED or (self._seen > _NEEDED and self._seen % _EACH == 0):
+        if self._seen % (_NEEDED if self._seen < 2 * _EACH else _EACH) == 0:
             self._p99_s = sorted(self._took)[int(0.99 * (len(self._took) - 1))]
 
     def silent(self) -> None:
