@@ -118,7 +118,7 @@ def write_labels(settings: Settings, home: Path, kills: Count[int], told: Count[
                 ],
             )
             while done < start + BATCH:
-                while told.value <= done or (kills.value < wanted and done / ROWS >= (kills.value + 1) / wanted):
+                while told.value <= done or (kills.value < wanted and done / ROWS >= kills.value / wanted):
                     time.sleep(0.01)
                 few = list(range(done, min(start + BATCH, done + rng.randint(1, 20))))
                 again = rng.sample(range(done), min(done, rng.randint(0, 2)))
@@ -190,7 +190,7 @@ def run(prepared: Path, home: Path, kills: int) -> Ended:
             killed.value += 1
         last = SPAWNING.Process(target=watch, args=(settings, home, told))
         last.start()
-        last.join(120)
+        last.join(400)  # on a busy machine most rows are left for the last life
         assert last.exitcode == 0
         writer.join(30)
         assert writer.exitcode == 0
