@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from raymlops.data.ray_java import java_environment
 from raymlops.settings import Settings
@@ -32,10 +33,16 @@ print(json.dumps(found))
 """
 
 
-def test_a_table_and_a_query_of_derby(settings: Settings) -> None:
+def test_a_table_and_a_query_of_derby(settings: Settings, tmp_path: Path) -> None:
     environment = {**os.environ, **java_environment(settings), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", SCRIPT],
+        cwd=tmp_path,  # Derby writes a log where it is started
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
