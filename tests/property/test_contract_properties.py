@@ -145,7 +145,7 @@ def test_a_flat_list_of_values_encodes_as_the_rows_it_stands_for(
 def test_a_flat_list_is_refused_in_the_words_of_its_rows(rows: list[dict[str, object]], values: list[object]) -> None:
     contract = learn_contract(framed(rows), "y", "binary")
     flat = FlatRows(contract.names, [*values, *(rows[0][name] for name in contract.names)])
-    fast, said = outcome(contract.encode_rows, flat)  # type: ignore[arg-type]
+    fast, said = outcome(contract.encode_rows, flat)
     slow, said_too = outcome(contract._encode_slowly, list(flat))
     assert said == said_too
     np.testing.assert_array_equal(fast, slow)

@@ -104,11 +104,11 @@ def test_what_is_no_space_or_no_name_is_refused() -> None:
         ConfigError,
         match=r"linear\(space=\.\.\.\) takes a function of an Optuna trial that returns a dict, or a dict of .* not int",
     ):
-        candidates.linear(3)  # type: ignore[arg-type]
+        candidates.linear(3)
     with pytest.raises(ConfigError, match=r"name='a/b' is not a family's name"):
         candidates.xgboost(name="a/b")
     with pytest.raises(ConfigError, match=r"is no estimator's class: give the class"):
-        candidates.sklearn(3, name="three")  # type: ignore[arg-type]
+        candidates.sklearn(3, name="three")
 
 
 def test_spaces_of_optuna_and_of_fixed_values_are_drawn_from() -> None:

@@ -132,7 +132,7 @@ def test_slices_are_categories_quarters_and_what_is_missing() -> None:
     assert {"age is missing", "place = x", "member = true", "member = false"} <= set(masks)
     quarters = [mask for name, mask in masks.items() if "age" in name and "missing" not in name]
     assert len(quarters) == 4
-    assert sum(quarters).tolist() == (~np.isnan(X[:, 0])).astype(int).tolist()  # type: ignore[union-attr]
+    assert sum(quarters).tolist() == (~np.isnan(X[:, 0])).astype(int).tolist()
     assert found_masks(CONTRACT, X[:40], ["age"]) == {}
 
 

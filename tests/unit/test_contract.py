@@ -310,7 +310,7 @@ def test_a_pipeline_reads_its_contract_when_it_is_built(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nope\.yaml' cannot be read: No such file"):
         Pipeline(name="churn", source=source, contract="nope.yaml")
     with pytest.raises(ConfigError, match="contract=7 is a int: give a file's path or a DataContract"):
-        Pipeline(name="churn", source=source, contract=7)  # type: ignore[arg-type]
+        Pipeline(name="churn", source=source, contract=7)
     with pytest.raises(ConfigError, match="The contract is about the label 'left', the source about 'member'"):
         Pipeline(name="churn", source=FrameSource(FRAME, label="member"), contract=path)
     path.write_bytes(b"\xff\xfe")

@@ -68,7 +68,7 @@ def turn(frame: pd.DataFrame, tmp_path: Path, settings: Settings) -> Turn:
         progress=Silent(),
         store=store,
         lake=Lake(settings.lake),
-        registry=None,  # type: ignore[arg-type]
+        registry=None,
         events=EventLog(store),
         spark=("== Physical Plan ==", ["s3://lake/churn/part-0.parquet"]),
     )
@@ -117,7 +117,7 @@ def test_what_is_served_is_the_base_of_retrainings(turn: Turn, monkeypatch: pyte
     for name in ("save_pipeline", "launch", "call"):
         monkeypatch.setattr(ray_loop.ray_steward, name, lambda *_: None)
     monkeypatch.setattr(ray_loop, "Endpoint", lambda *_: SimpleNamespace(wait_ready=lambda: None))
-    ray_loop._serve(turn, SimpleNamespace(version=2, snapshot_key="snapshots/churn/2"), "e")  # type: ignore[arg-type]
+    ray_loop._serve(turn, SimpleNamespace(version=2, snapshot_key="snapshots/churn/2"), "e")
     assert turn.store.get("snapshots", "churn") == {"key": "snapshots/churn/2"}
 
 
@@ -167,8 +167,8 @@ def test_a_champion_that_takes_other_columns_is_not_compared(turn: Turn, monkeyp
     monkeypatch.setattr(Turn, "_champion", lambda _: SimpleNamespace(version=7, digest="d", package_key="k"))
     monkeypatch.setattr(ray_loop, "download", lambda *_: Path("folder"))
     monkeypatch.setattr(ray_loop.Predictor, "load", lambda _: predictor)
-    assert turn._rival(None, None, frame.drop(columns="gone"), None) is None  # type: ignore[arg-type]
+    assert turn._rival(None, None, frame.drop(columns="gone"), None) is None
     assert told == ["not compared with champion 7: it takes 'gone', and the data has no such column any more"]
-    assert turn._rival(None, None, frame.assign(a="text"), None) is None  # type: ignore[arg-type]
+    assert turn._rival(None, None, frame.assign(a="text"), None) is None
     assert "not compared with champion 7: " in told[1]
     assert "'a'" in told[1]

@@ -128,7 +128,7 @@ def test_a_prediction_of_the_wrong_shape_is_the_challengers_error(run: Run, shap
     async def scenario(world: World) -> None:
         await world.known()
         model = world.models[2]
-        model.predict = lambda x: np.zeros(shape)  # type: ignore[method-assign]
+        model.predict = lambda x: np.zeros(shape)
         assert await world.ask() == 1
         figures = await world.figures()
         assert (figures.requests, figures.errors) == (21, 1)
@@ -140,7 +140,7 @@ def test_the_wrong_shape_of_many_requests_together_does_not_pass_as_that_of_some
     async def scenario(world: World) -> None:
         await world.known()
         model = world.models[2]
-        model.predict = lambda x: np.zeros(len(x) + 3)  # type: ignore[method-assign]
+        model.predict = lambda x: np.zeros(len(x) + 3)
         assert await asyncio.gather(*(world.ask() for _ in range(4))) == [1] * 4
 
     run(scenario)
@@ -151,9 +151,9 @@ def test_its_own_clock_is_kept_beside_the_callers(run: Run) -> None:
         ask = world.challengers.predict
 
         async def timed(version: int, rows: object, timeout_s: float) -> object:
-            return replace(await ask(version, rows, timeout_s), work_ms=40.0)  # type: ignore[arg-type]
+            return replace(await ask(version, rows, timeout_s), work_ms=40.0)
 
-        world.challengers.predict = timed  # type: ignore[method-assign,assignment]
+        world.challengers.predict = timed
         await world.known()
         figures = await world.figures()
         assert figures.model_time == figures.work != figures.latency
@@ -169,9 +169,9 @@ def test_answers_that_waited_for_a_replica_do_not_make_callers_patient(
         ask = world.challengers.predict
 
         async def timed(version: int, rows: object, timeout_s: float) -> object:
-            return replace(await ask(version, rows, timeout_s), work_ms=2.0)  # type: ignore[arg-type]
+            return replace(await ask(version, rows, timeout_s), work_ms=2.0)
 
-        world.challengers.predict = timed  # type: ignore[method-assign,assignment]
+        world.challengers.predict = timed
         world.challengers.delay_s = 0.1
         await world.known()
         waits = Waits(monkeypatch)

@@ -284,7 +284,7 @@ def test_a_rollback_does_not_wait_for_a_window_that_is_being_judged(world: World
         judging.set()
         assert judged.wait(30)
 
-    steward._watch.step = step  # type: ignore[method-assign]
+    steward._watch.step = step
     turn = threading.Thread(target=steward.tick)
     turn.start()
     assert judging.wait(30)
@@ -456,7 +456,7 @@ def test_a_watch_that_could_not_follow_does_so_in_a_later_turn(world: World) -> 
             raise StoreError("the lake is away")
         return load(version)
 
-    steward._watch._load = once  # type: ignore[method-assign]
+    steward._watch._load = once
     with pytest.raises(StoreError, match="the lake is away"):
         steward.command("promote", "by hand")
     status = steward.status()
@@ -473,7 +473,7 @@ def test_a_probe_that_answers_while_the_state_changes_is_dropped(world: World) -
         steward.command("retrain", "by hand")
         return found
 
-    world.engines.probed = probed  # type: ignore[method-assign]
+    world.engines.probed = probed
     steward.tick()
     assert steward.status()["retrain"]["probing"] is None
     assert steward._watch.insight._parts is None

@@ -56,7 +56,7 @@ def test_a_fixed_threshold_and_none() -> None:
 
 def test_it_comes_back_whole_from_json() -> None:
     for spec in (Costs(), "f1", 0.4, None):
-        found = choose_threshold(spec, Y, scores, ordered=True)  # type: ignore[arg-type]
+        found = choose_threshold(spec, Y, scores, ordered=True)
         assert Threshold.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
 
 
