@@ -1,8 +1,8 @@
 """One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|off.
 
-``on``: a table that gives 5 % of the requests to a challenger, the prediction log written to SQLite and Parquet, rows and
-figures sent to a monitor in another process. ``off``: the champion answers everything and nothing is remembered. The
-challenger predicts in this process, so that both modes pay for the same predictions.
+``on``: a table that gives 5 % of the requests to a challenger in a process of its own, the prediction log written to SQLite and
+Parquet, counts and figures sent to a monitor in another process. ``off``: the champion answers everything and nothing is
+remembered.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import uvloop
 
 from raymlops.lake import Lake
 from raymlops.monitor.monitor import Monitor, Watcher
-from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.listener import make_server
 from raymlops.serving.predictor import Predictor
@@ -58,23 +58,52 @@ class Packages:
         return Predictor.load(self._folder, version)
 
 
-class InProcess:
-    def __init__(self, model: Predictor) -> None:
-        self._model = model
+def challenge(package: str, calls: Connection) -> None:
+    """The challenger's process."""
+    model = Predictor.load(package)
+    while True:
+        try:
+            number, rows = calls.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        answer = as_dict(answer_rows(model, rows))
+        calls.send((number, answer | {"work_ms": (time.perf_counter() - began) * 1000.0}))
 
-    async def predict(self, version: int, rows: list[dict[str, Any]], timeout_s: float) -> Answer:
-        return answer_rows(self._model, rows)
+
+class Elsewhere:
+    """Challengers behind a pipe, as a replica is behind its handle."""
+
+    def __init__(self, calls: Connection) -> None:
+        self._calls, self._number = calls, 0
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        asyncio.get_running_loop().add_reader(calls.fileno(), self._read)
+
+    def _read(self) -> None:
+        number, answer = self._calls.recv()
+        future = self._waiting.pop(number)
+        if not future.done():
+            future.set_result(as_answer(answer))
+
+    async def predict(self, version: int, rows: Any, timeout_s: float) -> Answer:
+        self._number += 1
+        self._waiting[self._number] = asyncio.get_running_loop().create_future()
+        self._calls.send((self._number, rows))
+        return await self._waiting[self._number]
 
 
 async def main() -> None:
     port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-    receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    spawn = multiprocessing.get_context("spawn")
+    receiving, sending = spawn.Pipe(duplex=False)
+    asking, asked = spawn.Pipe()
     if mode == "on":
-        multiprocessing.get_context("spawn").Process(target=watch, args=(package, receiving), daemon=True).start()
+        spawn.Process(target=watch, args=(package, receiving), daemon=True).start()
+        spawn.Process(target=challenge, args=(package, asked), daemon=True).start()
     gateway = Gateway(
         "bench",
         packages=Packages(package),
-        challengers=InProcess(Predictor.load(package)),
+        challengers=Elsewhere(asking),
         store=Store(f"sqlite:///{folder}/store.db"),
         files=Lake(str(folder / "lake")),
         sink=PipeSink(sending),
