@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,33 @@ def build(folder: Path) -> Predictor:
     return Predictor.load(folder)
 
 
+def start(
+    stack: ExitStack, folder: Path, client: Client, modes: Sequence[str]
+) -> tuple[Predictor, list[bytes], dict[str, tuple[Any, str]]]:
+    """The model, some requests, and a gateway of each mode with its URL: checked, warm and held still."""
+    predictor = build(folder / "package")
+    rows = np.random.default_rng(1).normal(size=(64, 28))
+    names = predictor.contract.names
+    bodies = [json.dumps({"rows": [dict(zip(names, row, strict=True))]}).encode() for row in rows.tolist()]
+    expected = predictor.predict(rows.astype(np.float32)).tolist()
+    servers: dict[str, tuple[Any, str]] = {}
+    for mode in modes:
+        port, own = free_port(), folder / mode
+        own.mkdir()
+        command = [sys.executable, PEERS / "gateway_app.py", port, folder / "package", own, mode]
+        server = stack.enter_context(process(command, own / "log.txt"))
+        url = f"http://127.0.0.1:{port}/bench/predict"
+
+        def verify(url: str = url, mode: str = mode) -> None:
+            check(mode, [post(url, body)["probabilities"][0] for body in bodies[:8]], expected[:8])
+
+        until_ready(verify, server, own / "log.txt", 60)
+        client.run(url, bodies, 64, 1)
+        pause(server, True)
+        servers[mode] = (server, url)
+    return predictor, bodies, servers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six pairs of 4 s in place of ten of 8 s")
@@ -57,27 +85,8 @@ def main() -> None:
     described = machine()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        predictor = build(folder / "package")
         client = Client(arguments.venvs.absolute() / "client")
-        rows = np.random.default_rng(1).normal(size=(64, 28))
-        names = predictor.contract.names
-        bodies = [json.dumps({"rows": [dict(zip(names, row, strict=True))]}).encode() for row in rows.tolist()]
-        expected = predictor.predict(rows.astype(np.float32)).tolist()
-        servers: dict[str, tuple[Any, str]] = {}
-        for mode in ("on", "off"):
-            port, own = free_port(), folder / mode
-            own.mkdir()
-            command = [sys.executable, PEERS / "gateway_app.py", port, folder / "package", own, mode]
-            server = stack.enter_context(process(command, own / "log.txt"))
-            url = f"http://127.0.0.1:{port}/bench/predict"
-
-            def verify(url: str = url, mode: str = mode) -> None:
-                check(mode, [post(url, body)["probabilities"][0] for body in bodies[:8]], expected[:8])
-
-            until_ready(verify, server, own / "log.txt", 60)
-            client.run(url, bodies, 64, 1)
-            pause(server, True)
-            servers[mode] = (server, url)
+        _, bodies, servers = start(stack, folder, client, ("on", "off"))
         loads: dict[str, list[Any]] = {"on": [], "off": []}
         for number in range(pairs):
             for mode in ("on", "off") if number % 2 else ("off", "on"):

@@ -1,8 +1,9 @@
-"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|off.
+"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|unsketched|off.
 
 ``on``: a table that gives 5 % of the requests to a challenger, the prediction log written to SQLite and Parquet, rows and
-figures sent to a monitor in another process. ``off``: the champion answers everything and nothing is remembered. The
-challenger predicts in this process, so that both modes pay for the same predictions.
+figures sent to a monitor in another process. ``unsketched``: the same, but no row is counted or sampled; figures are told as
+before. ``off``: the champion answers everything and nothing is remembered. The challenger predicts in this process, so that
+all modes pay for the same predictions.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ class InProcess:
 async def main() -> None:
     port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    if mode == "on":
+    if mode != "off":
         multiprocessing.get_context("spawn").Process(target=watch, args=(package, receiving), daemon=True).start()
     gateway = Gateway(
         "bench",
@@ -79,12 +80,14 @@ async def main() -> None:
         files=Lake(str(folder / "lake")),
         sink=PipeSink(sending),
     )
-    challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode == "on" else {}
+    challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
+    recorder: Any = gateway._recorder
+    if mode == "unsketched":
+        recorder.watch = lambda *_: None
     await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
-    if mode == "on":
+    if mode != "off":
         await gateway.start()
     else:
-        recorder: Any = gateway._recorder
         recorder.served = recorder.request = recorder.answered = lambda *_, **__: None
     listener = socket.socket()
     listener.bind(("127.0.0.1", port))

@@ -1,0 +1,114 @@
+"""What the sketches alone cost a request: a gateway that counts and samples every row against one that does not.
+
+    python benchmarks/sketch_overhead.py [--quick]
+
+Both route a canary, keep figures and write the prediction log (``peers/gateway_app.py``, ``on`` and ``unsketched``). The model of
+``benchmarks/serving.py``, one row a request; rounds alternate between the two. ``p50_ratio``: median of each pair's ratio of
+median latencies, for one caller alone (its wait, which the target is about) and for 64 that never pause (a matter of
+throughput). ``cpu_us``: processor time of the gateway's process a request, and what sketches add to it. ``pass_us`` is the
+same work in a process of its own: rows counted and sampled as the recorder's thread does it each half second, a row. Prints one
+line of JSON last; the target is a p50 at most 1.02 times that without sketches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Client, machine, pause, versions
+from monitor_overhead import start
+
+from raymlops.serving.predictor import Predictor
+from raymlops.serving.telling import sample_rows
+from raymlops.sketch.observed import Observed, keys_of
+from raymlops.sketch.profile import with_score
+
+MODES = ("on", "unsketched")
+CONNECTIONS = (1, 64)
+AT_MOST = 1.02
+
+
+def cpu_s(server: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of the process so far, all its threads, without its children."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pass_us(predictor: Predictor, rows: int) -> float:
+    """CPU microseconds a row of counting and sampling ``rows`` at once, the best of some."""
+    x = np.random.default_rng(2).normal(size=(rows, len(predictor.contract.names))).astype(np.float32)
+    scores, at = np.asarray(predictor.predict(x), dtype=np.float64), np.arange(rows, dtype=float)
+    best = float("inf")
+    for _ in range(9):
+        began = time.process_time()
+        limit = sample_rows(x.shape[1] + 1)
+        Observed.of(predictor.bins, with_score(x, scores), at, keys_of(0, rows), [""] * rows, limit=limit)
+        best = min(best, time.process_time() - began)
+    return round(best / rows * 1e6, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="six pairs of 4 s a load in place of ten of 8 s")
+    home = Path(os.environ.get("RAYMLOPS_HOME") or "~/.raymlops").expanduser()
+    parser.add_argument("--venvs", type=Path, default=home / "benchmarks", help="where the load client is kept")
+    arguments = parser.parse_args()
+    pairs, seconds = (6, 4.0) if arguments.quick else (10, 8.0)
+    described = machine()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folder = Path(scratch)
+        client = Client(arguments.venvs.absolute() / "client")
+        predictor, bodies, servers = start(stack, folder, client, MODES)
+        found: dict[str, Any] = {}
+        for connections in CONNECTIONS:
+            p50: dict[str, list[float]] = {mode: [] for mode in MODES}
+            cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
+            errors = 0
+            for number in range(pairs):
+                for mode in MODES if number % 2 else MODES[::-1]:
+                    server, url = servers[mode]
+                    pause(server, False)
+                    before = cpu_s(server)
+                    load = client.run(url, bodies, connections, seconds)
+                    cpu[mode].append((cpu_s(server) - before) / max(load.rps * seconds, 1) * 1e6)
+                    pause(server, True)
+                    p50[mode].append(load.p50_ms)
+                    errors += load.errors
+            medians = {mode: statistics.median(cpu[mode]) for mode in MODES}
+            ratios = [on / without for on, without in zip(*p50.values(), strict=True)]
+            found[f"connections_{connections}"] = {
+                "p50_ratio": round(statistics.median(ratios), 4),
+                "p50_ratios": [round(ratio, 3) for ratio in ratios],
+                "p50_ms": {mode: round(statistics.median(p50[mode]), 4) for mode in MODES},
+                "cpu_us": {mode: round(medians[mode], 2) for mode in MODES},
+                "cpu_share": round(medians["on"] / medians["unsketched"] - 1, 4),
+                "errors": errors,
+            }
+            print(f"{connections} connections: {found[f'connections_{connections}']}", flush=True)
+        result = {
+            "benchmark": "sketch_overhead",
+            **found,
+            "pass_us": {str(size): pass_us(predictor, size) for size in (100, 1000, 10_000)},
+            "goal": {
+                "p50_ratio": found["connections_1"]["p50_ratio"],
+                "at_most": AT_MOST,
+                "reached": found["connections_1"]["p50_ratio"] <= AT_MOST,
+            },
+            "client": client.name,
+            "machine": described,
+            "versions": versions("raymlops", "uvicorn", "uvloop", "numpy"),
+        }
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
