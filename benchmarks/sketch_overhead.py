@@ -1,13 +1,14 @@
-"""What the sketches alone cost a request: a gateway that counts and samples every row against one that does not.
+"""What the sketches alone cost a request: a gateway while it counts and samples every row, and while it does not.
 
     python benchmarks/sketch_overhead.py [--quick]
 
-Both route a canary, keep figures and write the prediction log (``peers/gateway_app.py``, ``on`` and ``unsketched``). The model of
-``benchmarks/serving.py``, one row a request; rounds alternate between the two. ``p50_ratio``: median of each pair's ratio of
-median latencies, for one caller alone (its wait, which the target is about) and for 64 that never pause (a matter of
-throughput). ``cpu_us``: processor time of the gateway's process a request, and what sketches add to it. ``pass_us`` is the
-same work in a process of its own: rows counted and sampled as the recorder's thread does it each half second, a row. Prints one
-line of JSON last; the target is a p50 at most 1.02 times that without sketches.
+One gateway (``peers/gateway_app.py told``) routes a canary, keeps figures and writes the prediction log all the time; a signal
+switches the sketches off and on again, so that both are the same process. What it tells is taken and not judged: the monitor's
+own work is another process's, and ``monitor_overhead.py`` has it in. The model of ``benchmarks/serving.py``, one row a request;
+rounds alternate. ``p50_ratio``: median of each pair's ratio of median latencies, for one caller alone (its wait, which the
+target is about) and for 64 that never pause (a matter of throughput). ``cpu_us``: processor time of the gateway's process a
+request. ``pass_us``: counting and sampling so many rows at once, as the recorder's thread does it, a row, with nothing beside it.
+Prints one line of JSON last; the target is a p50 at most 1.02 times that without sketches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -32,9 +34,10 @@ from raymlops.serving.telling import sample_rows
 from raymlops.sketch.observed import Observed, keys_of
 from raymlops.sketch.profile import with_score
 
-MODES = ("on", "unsketched")
+MODES = {"on": signal.SIGUSR2, "off": signal.SIGUSR1}
 CONNECTIONS = (1, 64)
 AT_MOST = 1.02
+SETTLE_S = 2.5  # what the log still has to write of the round before
 
 
 def cpu_s(server: subprocess.Popen[bytes]) -> float:
@@ -67,30 +70,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         client = Client(arguments.venvs.absolute() / "client")
-        predictor, bodies, servers = start(stack, folder, client, MODES)
+        predictor, bodies, servers = start(stack, folder, client, ("told",))
+        server, url = servers["told"]
+        pause(server, False)
         found: dict[str, Any] = {}
         for connections in CONNECTIONS:
             p50: dict[str, list[float]] = {mode: [] for mode in MODES}
             cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
             errors = 0
             for number in range(pairs):
-                for mode in MODES if number % 2 else MODES[::-1]:
-                    server, url = servers[mode]
-                    pause(server, False)
+                for mode in MODES if number % 2 else reversed(MODES):
+                    server.send_signal(MODES[mode])
+                    time.sleep(SETTLE_S)
                     before = cpu_s(server)
                     load = client.run(url, bodies, connections, seconds)
                     cpu[mode].append((cpu_s(server) - before) / max(load.rps * seconds, 1) * 1e6)
-                    pause(server, True)
                     p50[mode].append(load.p50_ms)
                     errors += load.errors
             medians = {mode: statistics.median(cpu[mode]) for mode in MODES}
-            ratios = [on / without for on, without in zip(*p50.values(), strict=True)]
+            ratios = [on / off for on, off in zip(*p50.values(), strict=True)]
             found[f"connections_{connections}"] = {
                 "p50_ratio": round(statistics.median(ratios), 4),
                 "p50_ratios": [round(ratio, 3) for ratio in ratios],
                 "p50_ms": {mode: round(statistics.median(p50[mode]), 4) for mode in MODES},
                 "cpu_us": {mode: round(medians[mode], 2) for mode in MODES},
-                "cpu_share": round(medians["on"] / medians["unsketched"] - 1, 4),
+                "cpu_share": round(medians["on"] / medians["off"] - 1, 4),
                 "errors": errors,
             }
             print(f"{connections} connections: {found[f'connections_{connections}']}", flush=True)

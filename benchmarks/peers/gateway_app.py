@@ -1,14 +1,15 @@
-"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|unsketched|off.
+"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|told|off.
 
 ``on``: a table that gives 5 % of the requests to a challenger, the prediction log written to SQLite and Parquet, rows and
-figures sent to a monitor in another process. ``unsketched``: the same, but no row is counted or sampled; figures are told as
-before. ``off``: the champion answers everything and nothing is remembered. The challenger predicts in this process, so that
-all modes pay for the same predictions.
+figures sent to a monitor in another process. ``told``: the same, but that process only takes what it is sent; SIGUSR1 stops the
+counting and sampling of rows, and nothing else, SIGUSR2 takes it up again. ``off``: the champion answers everything and nothing is
+remembered. The challenger predicts in this process, so that all modes pay for the same predictions.
 """
 
 import asyncio
 import gc
 import multiprocessing
+import signal
 import socket
 import sys
 import time
@@ -29,8 +30,8 @@ from raymlops.sketch.observed import Observed
 from raymlops.store import Store
 
 
-def watch(package: str, batches: Connection) -> None:
-    """The monitor's process, as the steward does it."""
+def watch(package: str, batches: Connection, judge: bool) -> None:
+    """The monitor's process, as the steward does it; or one that only takes what it is sent."""
     predictor = Predictor.load(package)
     watcher = Watcher(Monitor(), predictor.reference, predictor.contract)
     while True:
@@ -38,6 +39,8 @@ def watch(package: str, batches: Connection) -> None:
             batch = batches.recv()
         except EOFError:
             return
+        if not judge:
+            continue
         for seen in batch["observed"].values():
             watcher.take(Observed.from_message(seen))
         watcher.step(time.time())
@@ -71,7 +74,9 @@ async def main() -> None:
     port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
     if mode != "off":
-        multiprocessing.get_context("spawn").Process(target=watch, args=(package, receiving), daemon=True).start()
+        multiprocessing.get_context("spawn").Process(
+            target=watch, args=(package, receiving, mode == "on"), daemon=True
+        ).start()
     gateway = Gateway(
         "bench",
         packages=Packages(package),
@@ -82,11 +87,12 @@ async def main() -> None:
     )
     challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
     recorder: Any = gateway._recorder
-    if mode == "unsketched":
-        recorder.watch = lambda *_: None
     await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
     if mode != "off":
         await gateway.start()
+        bins, loop = Predictor.load(package).bins, asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: recorder.watch(0, bins))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: recorder.watch(1, bins))
     else:
         recorder.served = recorder.request = recorder.answered = lambda *_, **__: None
     listener = socket.socket()

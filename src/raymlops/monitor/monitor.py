@@ -112,6 +112,11 @@ class Watcher:
     version : the version watched, copied into reports
     profile : bins and counts frozen with the version; learned from the reference, which gives the same, without it
 
+    Attributes
+    ----------
+    judged : ``(k, d + 1)`` rows of the newest window that were seen one by one, the score last. Nothing that is decided here
+        rests on them, so they are no part of :meth:`state_dict`; who shows :attr:`newest` to others keeps them
+
     Raises
     ------
     DataError : the reference is too small (100 rows, 30 losses) or does not fit
@@ -156,6 +161,7 @@ class Watcher:
         self.losses = LossDetector(self.baseline, window_rows=spec.window_rows)
         self.rows, self.windows, self._confirmed = 0, 0, 0
         self._open = Observed.empty(bins)
+        self.judged = np.zeros((0, len(self._columns)), dtype=np.float32)
         self._harm_to_report = False
         self._outcome_at: float | None = None
         self._alibi: AlibiDetector | None = None
@@ -198,6 +204,12 @@ class Watcher:
     def bins(self) -> Bins:
         """What traffic of this version is counted in."""
         return self.tests.bins
+
+    @property
+    def newest(self) -> NDArray[np.float32]:
+        """The newest rows ``(k, d)`` that were seen one by one, at most a window's, oldest first: some may be judged already."""
+        both = np.concatenate((self.judged, self._open.sample.x))
+        return both[-self.spec.window_rows :, :-1]
 
     @property
     def _most(self) -> int:
@@ -250,6 +262,7 @@ class Watcher:
         counted = min(seen.rows, self.spec.window_rows)
         budget = self.budget.of(span, counted)
         x = seen.sample.x
+        self.judged = x[-self._most :]
         window = Window.of(self.bins, x, budget, seen.sketch)
         evidence = tuple(item for detector in self.detectors for item in detector.update(window))
         alpha = budget * (1.0 - SHARES.outcomes)
@@ -425,7 +438,7 @@ def _note(
         loss = estimate.metrics["brier"]
         parts.append(
             f"Estimated loss {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}) against {loss.reference:.4f}, assuming "
-            f"{estimate.assumes}."
+            f"{estimate.assumes}; unweighted {loss.check:.4f}."
         )
     for name, said in _SAID.items():
         rates = [f"{e.column} ({e.statistic:+.0%})" for e in moved if e.name == name]
