@@ -104,6 +104,17 @@ def pause(server: subprocess.Popen[bytes], paused: bool) -> None:
     _signal(server, signal.SIGSTOP if paused else signal.SIGCONT)
 
 
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far, all its threads, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    return [int(found) for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 # --- load ------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
     python benchmarks/monitor_overhead.py [--quick]
 
 One gateway without Ray (``peers/gateway_app.py`` says what is on), the model of ``benchmarks/serving.py``, one row a request,
-64 connections. Rounds alternate between the two; the figure is the median of each pair's ratio. Prints one line of JSON last.
+64 connections. Rounds alternate between the two; the figure is the median of each pair's ratio. ``cpu_us`` is processor time a
+request, of the gateway's process and of the monitor's beside it: where there are no more cores than these two and the
+load's client want, the second one is taken from the first. Prints one line of JSON last.
 """
 
 from __future__ import annotations
@@ -14,13 +16,27 @@ import os
 import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Client, check, free_port, machine, median, pause, post, process, until_ready, versions
+from harness import (
+    Client,
+    check,
+    children,
+    cpu_s,
+    free_port,
+    machine,
+    median,
+    pause,
+    post,
+    process,
+    until_ready,
+    versions,
+)
 
 from raymlops.data.schema import learn_contract
 from raymlops.registry.package import Reference, build_package
@@ -75,6 +91,11 @@ def start(
     return predictor, bodies, servers
 
 
+def spent(pid: int) -> dict[str, float]:
+    """Processor seconds of the gateway, and of the processes it started: the monitor's."""
+    return {"gateway": cpu_s(pid), "monitor": sum(cpu_s(child) for child in children(pid))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six pairs of 4 s in place of ten of 8 s")
@@ -88,13 +109,18 @@ def main() -> None:
         client = Client(arguments.venvs.absolute() / "client")
         _, bodies, servers = start(stack, folder, client, ("on", "off"))
         loads: dict[str, list[Any]] = {"on": [], "off": []}
+        cpu: dict[str, list[float]] = defaultdict(list)
         for number in range(pairs):
             for mode in ("on", "off") if number % 2 else ("off", "on"):
                 server, url = servers[mode]
                 pause(server, False)
+                before = spent(server.pid)
                 load = client.run(url, bodies, 64, seconds)
+                after = spent(server.pid)
                 pause(server, True)
                 loads[mode].append(load)
+                for name, seconds_spent in after.items():
+                    cpu[f"{mode} {name}"].append((seconds_spent - before[name]) / (load.rps * seconds) * 1e6)
                 print(f"{mode:3} {load.rps:8.0f}/s  p99 {load.p99_ms:6.2f} ms  errors {load.errors}", flush=True)
     ratios = [on.rps / off.rps for on, off in zip(loads["on"], loads["off"], strict=True)]
     result = {
@@ -102,6 +128,7 @@ def main() -> None:
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         **{mode: median(found) for mode, found in loads.items()},
+        "cpu_us": {name: round(statistics.median(each), 1) for name, each in cpu.items()},
         "client": client.name,
         "machine": described,
         "versions": versions("raymlops", "uvicorn", "uvloop", "xgboost", "onnxruntime"),

@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Client, machine, pause, versions
+from harness import Client, cpu_s, machine, pause, versions
 from monitor_overhead import start
 
 from raymlops.serving.predictor import Predictor
@@ -38,12 +37,6 @@ MODES = {"on": signal.SIGUSR2, "off": signal.SIGUSR1}
 CONNECTIONS = (1, 64)
 AT_MOST = 1.02
 SETTLE_S = 2.5  # what the log still has to write of the round before
-
-
-def cpu_s(server: subprocess.Popen[bytes]) -> float:
-    """Processor seconds of the process so far, all its threads, without its children."""
-    fields = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def pass_us(predictor: Predictor, rows: int) -> float:
@@ -82,9 +75,9 @@ def main() -> None:
                 for mode in MODES if number % 2 else reversed(MODES):
                     server.send_signal(MODES[mode])
                     time.sleep(SETTLE_S)
-                    before = cpu_s(server)
+                    before = cpu_s(server.pid)
                     load = client.run(url, bodies, connections, seconds)
-                    cpu[mode].append((cpu_s(server) - before) / max(load.rps * seconds, 1) * 1e6)
+                    cpu[mode].append((cpu_s(server.pid) - before) / max(load.rps * seconds, 1) * 1e6)
                     p50[mode].append(load.p50_ms)
                     errors += load.errors
             medians = {mode: statistics.median(cpu[mode]) for mode in MODES}
