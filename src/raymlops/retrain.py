@@ -223,14 +223,14 @@ def decide_retrain(
         return Wait(until=None, reason=f"the error budget is burning: {burning}", held_by="error_budget")
     evidence = wanted.evidence if isinstance(wanted, Retrain) else {}
     said = {**evidence, "wanted": f"{wanted.trigger}: {wanted.reason}"}
-    if wanted.trigger in ALARMS and state.fruitless >= policy.give_up_after:
-        reason = f"the last {state.fruitless} retrainings promoted nothing; look at their gate reports"
-        return AskPerson(reason=reason, evidence=said)
     if wanted.trigger in ALARMS and state.episode is not None and state.episode.answered:
         reason = (
             f"drift episode {state.episode.id} has had its retraining: only a later window that alarms asks for another"
         )
         return Wait(until=None, reason=reason, held_by="episode")
+    if wanted.trigger in ALARMS and state.fruitless >= policy.give_up_after:
+        reason = f"the last {state.fruitless} retrainings promoted nothing; look at their gate reports"
+        return AskPerson(reason=reason, evidence=said)
     if labelled_rows < policy.min_labels:
         return Wait(until=None, reason=f"{labelled_rows} labelled rows, {policy.min_labels} needed")
     held = _held_back(policy, state, now)
