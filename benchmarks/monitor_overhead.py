@@ -96,17 +96,21 @@ def spent(pid: int) -> dict[str, float]:
     return {"gateway": cpu_s(pid), "monitor": sum(cpu_s(child) for child in children(pid))}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six pairs of 4 s in place of ten of 8 s")
+def asked(told: str | None) -> tuple[int, float, Client]:
+    """Pairs of rounds, seconds of each, and the load's client, from the command line."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="six pairs of rounds of 4 s in place of ten of 8 s")
     home = Path(os.environ.get("RAYMLOPS_HOME") or "~/.raymlops").expanduser()
     parser.add_argument("--venvs", type=Path, default=home / "benchmarks", help="where the load client is kept")
     arguments = parser.parse_args()
-    pairs, seconds = (6, 4.0) if arguments.quick else (10, 8.0)
+    return *((6, 4.0) if arguments.quick else (10, 8.0)), Client(arguments.venvs.absolute() / "client")
+
+
+def main() -> None:
+    pairs, seconds, client = asked(__doc__)
     described = machine()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        client = Client(arguments.venvs.absolute() / "client")
         _, bodies, servers = start(stack, folder, client, ("on", "off"))
         loads: dict[str, list[Any]] = {"on": [], "off": []}
         cpu: dict[str, list[float]] = defaultdict(list)

@@ -13,9 +13,7 @@ Prints one line of JSON last; the target is a p50 at most 1.02 times that withou
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import signal
 import statistics
 import tempfile
@@ -25,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Client, cpu_s, machine, pause, versions
-from monitor_overhead import start
+from harness import cpu_s, machine, pause, versions
+from monitor_overhead import asked, start
 
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.telling import sample_rows
@@ -53,17 +51,10 @@ def pass_us(predictor: Predictor, rows: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six pairs of 4 s a load in place of ten of 8 s")
-    home = Path(os.environ.get("RAYMLOPS_HOME") or "~/.raymlops").expanduser()
-    parser.add_argument("--venvs", type=Path, default=home / "benchmarks", help="where the load client is kept")
-    arguments = parser.parse_args()
-    pairs, seconds = (6, 4.0) if arguments.quick else (10, 8.0)
+    pairs, seconds, client = asked(__doc__)
     described = machine()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        folder = Path(scratch)
-        client = Client(arguments.venvs.absolute() / "client")
-        predictor, bodies, servers = start(stack, folder, client, ("told",))
+        predictor, bodies, servers = start(stack, Path(scratch), client, ("told",))
         server, url = servers["told"]
         pause(server, False)
         found: dict[str, Any] = {}
