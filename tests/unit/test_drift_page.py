@@ -145,6 +145,15 @@ def test_an_estimate_stands_with_its_check_and_what_it_assumes() -> None:
     assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
 
 
+def test_a_second_opinion_says_of_which_window_it_is() -> None:
+    given = material()
+    opinion = {"detector": "alibi-detect KSDrift", "drifted": True, "columns": ["price"], "note": "assumes much"}
+    for window, told in ((5, "Second opinion, alibi"), (3, "Second opinion of window 3, alibi")):
+        given["monitor"]["last"]["second_opinion"] = {**opinion, "window": window}
+        text = " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+        assert f"{told}-detect KSDrift: drift (price); it assumes much." in text
+
+
 def test_the_parts_of_a_rise_and_the_pace_of_the_next_refit_are_told() -> None:
     given = material()
     given["monitor"]["diagnosis"] |= {"covariate": 0.01, "prior": 0.0, "concept": 0.04}

@@ -206,7 +206,8 @@ def _also(last: Mapping[str, Any]) -> str:
     if opinion:
         columns = ", ".join(str(item) for item in opinion["columns"][:5])
         said = f"drift ({columns})" if opinion["drifted"] else "no drift"
-        parts.append(f"Second opinion, {opinion['detector']}: {said}; it {opinion['note']}.")
+        of = f" of window {opinion['window']}" if opinion.get("window", last["window"]) != last["window"] else ""
+        parts.append(f"Second opinion{of}, {opinion['detector']}: {said}; it {opinion['note']}.")
     if last.get("wild_rows"):
         shown = ", ".join(str(item.get("request_id") or f"row {item.get('row')}") for item in last.get("wild", ())[:5])
         parts.append(f"{last['wild_rows']} rows were strange one by one: {shown}.")
