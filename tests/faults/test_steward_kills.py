@@ -40,7 +40,7 @@ from raymlops.store import LabelRow, PredictionRow, Store
 from raymlops.testing.packages import register_small, table
 
 NAME = "killed"
-KILLS = 12
+KILLS = 100
 ROWS, BATCH, WINDOW = 3000, 100, 300
 SPAWNING = multiprocessing.get_context("forkserver")
 SPAWNING.set_forkserver_preload(["raymlops.loop.ray_steward", "xgboost", "onnxruntime", "scipy.stats", __name__])
