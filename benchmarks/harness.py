@@ -24,7 +24,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -102,6 +102,26 @@ def _signal(server: subprocess.Popen[bytes], number: int) -> None:
 def pause(server: subprocess.Popen[bytes], paused: bool) -> None:
     """Hold a server that is not measured just now, so that its idle work is not another's latency."""
     _signal(server, signal.SIGSTOP if paused else signal.SIGCONT)
+
+
+def _stat(pid: int | str) -> list[str]:
+    """What the kernel tells of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far, all its threads, without its children."""
+    return (int(_stat(pid)[11]) + int(_stat(pid)[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int(_stat(entry.name)[1]) == pid:
+                found.append(int(entry.name))
+    return found
 
 
 # --- load ------------------------------------------------------------------------------------------------

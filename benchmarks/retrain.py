@@ -247,7 +247,6 @@ class Loop:
         losses, at = serve(self.table, self.champion, number, block)
         self.score.losses.append(float(losses.mean()))
         self._labelled += len(losses)
-        self._insight.rows(self.table.x[block])
         self._insight.ledger.add(self.champion.version, losses, at)
 
     def verdicts(self, blocks: list[slice]) -> tuple[list[bool], list[bool]]:
@@ -262,7 +261,7 @@ class Loop:
     def _decide(self, number: int, block: slice) -> None:
         now = number * WEEK_S
         for told in self.champion.watcher.step(now):
-            self._standing = report = self._insight.look(told)
+            self._standing = report = self._insight.look(told, self.champion.watcher.newest)
             self._state = self._state.seen(report)
             if report.may_retrain and (not self._raised or self._raised[-1][0] is not self.champion):
                 self._raised.append((self.champion, number))
@@ -306,7 +305,7 @@ class Loop:
             since_change=None if changed is None else end - changed,
             reference=self.champion.reference if changed is not None else None,
         )
-        self._insight.examined(found, self._standing)
+        self._insight.examined(found, self._standing, self.champion.watcher.newest)
         self._state = self._state.probed(found.probe, self.policy.refit_cost, self.policy.least_excess)
 
     def _windows(self, arrays: Arrays, changed: int | None) -> SearchResult:

@@ -1,13 +1,15 @@
-"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|off.
+"""One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|told|off.
 
 ``on``: a table that gives 5 % of the requests to a challenger in a process of its own, the prediction log written to SQLite and
-Parquet, counts and figures sent to a monitor in another process. ``off``: the champion answers everything and nothing is
+Parquet, counts and figures sent to a monitor in another process. ``told``: the same, but that process only takes what it is sent; SIGUSR1 stops the
+counting and sampling of rows, and nothing else, SIGUSR2 takes it up again. ``off``: the champion answers everything and nothing is
 remembered.
 """
 
 import asyncio
 import gc
 import multiprocessing
+import signal
 import socket
 import sys
 import time
@@ -28,8 +30,8 @@ from raymlops.sketch.observed import Observed
 from raymlops.store import Store
 
 
-def watch(package: str, batches: Connection) -> None:
-    """The monitor's process, as the steward does it."""
+def watch(package: str, batches: Connection, judge: bool) -> None:
+    """The monitor's process, as the steward does it; or one that only takes what it is sent."""
     predictor = Predictor.load(package)
     watcher = Watcher(Monitor(), predictor.reference, predictor.contract)
     while True:
@@ -37,6 +39,8 @@ def watch(package: str, batches: Connection) -> None:
             batch = batches.recv()
         except EOFError:
             return
+        if not judge:
+            continue
         for seen in batch["observed"].values():
             watcher.take(Observed.from_message(seen))
         watcher.step(time.time())
@@ -97,8 +101,8 @@ async def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     receiving, sending = spawn.Pipe(duplex=False)
     asking, asked = spawn.Pipe()
-    if mode == "on":
-        spawn.Process(target=watch, args=(package, receiving), daemon=True).start()
+    if mode != "off":
+        spawn.Process(target=watch, args=(package, receiving, mode == "on"), daemon=True).start()
         spawn.Process(target=challenge, args=(package, asked), daemon=True).start()
     gateway = Gateway(
         "bench",
@@ -108,12 +112,15 @@ async def main() -> None:
         files=Lake(str(folder / "lake")),
         sink=PipeSink(sending),
     )
-    challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode == "on" else {}
+    challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
+    recorder: Any = gateway._recorder
     await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
-    if mode == "on":
+    if mode != "off":
         await gateway.start()
+        bins, loop = Predictor.load(package).bins, asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: recorder.watch(0, bins))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: recorder.watch(1, bins))
     else:
-        recorder: Any = gateway._recorder
         recorder.served = recorder.request = recorder.answered = lambda *_, **__: None
     listener = socket.socket()
     listener.bind(("127.0.0.1", port))

@@ -3,9 +3,10 @@
 Two things start a retraining by themselves. Harm: measured once, or estimated in two windows running; data that merely
 moved never does. And cost: a champion that ages slowly never alarms, and is replaced when what it has lost against a fresh
 model has reached what a retraining costs (``monitor/pace.py``). Both first ask for a probe, a cheap refit compared with the
-champion on the newest labels; where that shows no gain nothing is trained. What the calendar asks for (age, labels, schedule,
-forecast) is trained whatever a probe would say, but a candidate that is refused then says only that the champion is still
-good, so it neither backs off nor calls a person.
+champion on the newest labels; where that shows no gain nothing is trained. An episode of drift has one retraining; trouble
+that goes on after one that promoted nothing is a new episode, which begins with a later alarm and needs a probe of its own.
+What the calendar asks for (age, labels, schedule, forecast) is trained whatever a probe would say, but a candidate that is
+refused then says only that the champion is still good, so it neither backs off nor calls a person.
 """
 
 from __future__ import annotations
@@ -222,6 +223,11 @@ def decide_retrain(
         return Wait(until=None, reason=f"the error budget is burning: {burning}", held_by="error_budget")
     evidence = wanted.evidence if isinstance(wanted, Retrain) else {}
     said = {**evidence, "wanted": f"{wanted.trigger}: {wanted.reason}"}
+    if wanted.trigger in ALARMS and state.episode is not None and state.episode.answered:
+        reason = (
+            f"drift episode {state.episode.id} has had its retraining: only a later window that alarms asks for another"
+        )
+        return Wait(until=None, reason=reason, held_by="episode")
     if wanted.trigger in ALARMS and state.fruitless >= policy.give_up_after:
         reason = f"the last {state.fruitless} retrainings promoted nothing; look at their gate reports"
         return AskPerson(reason=reason, evidence=said)
@@ -237,8 +243,8 @@ def decide_retrain(
     if isinstance(wanted, ProbeFirst):
         return Wait(until=None, reason="a probe is under way") if state.probing is not None else wanted
     facts: dict[str, Any] = {"labelled_rows": labelled_rows, "fruitless": state.fruitless}
-    if state.episode is not None:
-        facts["episode"] = state.episode.id
+    if state.episode is not None and not state.episode.answered:
+        facts |= {"episode": state.episode.id, "after_episode": state.episode.after}
     if state.pace.newest is not None:
         facts["probe"] = state.pace.newest.to_dict()
     return replace(wanted, evidence={**wanted.evidence, **facts})

@@ -39,7 +39,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A stretch of trouble of one version, from its first alarm until it is over or another version serves.
+    """A stretch of trouble of one version, from its first alarm until it is over, another version serves, or a retraining has
+    answered it and the trouble goes on: a later window that alarms then begins the next episode. So each has one retraining.
 
     Attributes
     ----------
@@ -48,6 +49,8 @@ class Episode:
         were served
     window : the newest window that was counted
     calm : windows in a row, up to that one, within the limits
+    answered : its retraining has begun; it stays so when that one promotes nothing
+    after : the episode before, when that one's retraining promoted nothing and the trouble went on
     """
 
     id: str
@@ -55,6 +58,8 @@ class Episode:
     began_at: float
     window: int
     calm: int = 0
+    answered: bool = False
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +113,17 @@ class RetrainState:
 
     def started(self, at: float, trigger: Trigger = "harm") -> RetrainState:
         """A retraining began at ``at`` (wall seconds); it counts for cooldown and budget whatever comes of it."""
-        turn = Turn(at=at, trigger=trigger, episode=None if self.episode is None else self.episode.id)
-        # Labels are counted anew from here, so a probe that is still under way tells of another age.
-        return replace(self, history=(*self.history, turn)[-KEPT:], pace=renewed(self.pace, False), probing=None)
+        episode = self.episode
+        # What a person or the calendar asks for may come while an episode that was answered is not over: it is not its second.
+        turn = Turn(at=at, trigger=trigger, episode=None if episode is None or episode.answered else episode.id)
+        return replace(
+            self,
+            history=(*self.history, turn)[-KEPT:],
+            episode=None if episode is None else replace(episode, answered=True),
+            # Labels are counted anew from here, so a probe that is still under way tells of another age.
+            pace=renewed(self.pace, False),
+            probing=None,
+        )
 
     def finished(self, outcome: Literal["promoted", "refused", "failed"], at: float) -> RetrainState:
         """The running retraining ended; without a running one the state stays as it is."""
@@ -144,17 +157,32 @@ class RetrainState:
         if episode is None:
             if not report.may_retrain:
                 return self if self.episode is None else replace(self, episode=None)
-            name = f"v{report.version}-w{report.window}"
-            began = report.from_at if report.change_at is None else report.change_at
-            begun = Episode(id=name, version=report.version, began_at=began, window=report.window)
-            return replace(self, episode=begun)
+            return replace(self, episode=self._begun(report))
         if report.severity >= 3:
-            return replace(self, episode=replace(episode, window=max(report.window, episode.window), calm=0))
+            if not episode.answered:
+                return replace(self, episode=replace(episode, window=max(report.window, episode.window), calm=0))
+            if report.may_retrain and report.window > episode.window and not self.running:
+                return replace(self, episode=self._begun(report, after=episode))
+            return replace(self, episode=replace(episode, calm=0))
         if report.kind != "window" or report.window <= episode.window:
             return self
         calm = episode.calm + 1
         ended = calm >= CALM_WINDOWS
         return replace(self, episode=None if ended else replace(episode, window=report.window, calm=calm))
+
+    def _begun(self, report: DriftReport, after: Episode | None = None) -> Episode:
+        """The episode that this alarm begins; trouble that goes on began when it began."""
+        began = report.from_at if report.change_at is None else report.change_at
+        id = f"v{report.version}-w{report.window}"
+        if any(turn.episode == id for turn in self.history):
+            id = f"{id}-{report.to_at:.0f}"  # a version that serves again counts its windows anew
+        return Episode(
+            id=id,
+            version=report.version,
+            began_at=began if after is None else min(began, after.began_at),
+            window=report.window,
+            after=None if after is None else after.id,
+        )
 
     @property
     def running(self) -> bool:

@@ -52,7 +52,9 @@ def test_a_permanent_shift_that_nothing_answers_backs_off_then_asks_a_person_and
     assert isinstance(story.state.phase, Monitoring)
     assert story.state.champion == 1
     assert story.state.retrain.needs_person is not None
-    assert len({body["evidence"]["episode"] for kind, _, body in story.events if kind == "retrain_started"}) == 1
+    asked = [body["evidence"] for kind, _, body in story.events if kind == "retrain_started"]
+    assert len({each["episode"] for each in asked}) == POLICY.give_up_after
+    assert [each["after_episode"] for each in asked] == [None, *[each["episode"] for each in asked[:-1]]]
 
 
 def test_a_person_lets_it_try_again() -> None:

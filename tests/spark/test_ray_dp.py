@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,13 @@ from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX
 from raymlops.data.ray_dp import SparkOnRay, to_arrow
 from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
+from raymlops.data.ray_read import plain, read_source, with_features
+from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
 from raymlops.errors import DataError, SparkUnavailable
 from raymlops.settings import Settings
+from raymlops.sketch.histogram import Bins, Sketch
 
 CSV = "\n".join(
     [
@@ -184,6 +189,39 @@ class TestOneSession:
         report = through_spark(spark, files, lambda f: f.assign(c=f.price - f.price.mean()), 100)
         assert [item.column for item in report.differences] == ["c"]
         assert "it uses the other rows" in report.differences[0].cause
+
+    def test_partitions_counted_in_spark_add_up_to_what_the_driver_counts(
+        self, session: tuple[SparkOnRay, Any], read: Read, tmp_path: Path
+    ) -> None:
+        """Features in Spark, the contract's encoding and the sketch's code in its workers: the reference's own counts, bit for
+        bit, though their order and number are Spark's. docs/adr/0023 says why the reference is counted in the driver all the same."""
+        rng = np.random.default_rng(3)
+        n, city = rng.normal(size=4000), rng.choice(["Oslo", "Bergen", None], 4000)
+        n[::7] = np.nan
+        given = pd.DataFrame(
+            {"n": n, "s": rng.choice(["ab", "abcde"], 4000), "city": city, "y": rng.integers(0, 2, 4000)}
+        )
+        given.to_parquet(tmp_path / "rows.parquet")
+        source = FileSource(str(tmp_path / "rows.parquet"), label="y", engine="spark")
+        frame = read(source, with_half)
+        contract = learn_contract(frame, "y")
+        x = contract.encode(frame)
+        sizes = {i: len(column.categories) for i, column in enumerate(contract.columns) if column.kind == "category"}
+        bins = Bins.learn(x, contract.names, sizes)
+
+        def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            part = Sketch.empty(bins)
+            for batch in batches:
+                part += Sketch.of(bins, contract.encode(plain(pa.Table.from_batches([batch]))))
+            yield pa.RecordBatch.from_pydict({"part": [json.dumps(part.to_dict())]})
+
+        spark_on_ray, spark = session
+        prepared = with_features(read_source(spark, source), source, with_half).repartition(5)
+        parts = spark_on_ray.step("counting", lambda: prepared.mapInArrow(count, "part string").collect())
+        sketches = [Sketch.from_dict(json.loads(row["part"])) for row in parts]
+        assert sum(part.rows > 0 for part in sketches) > 1
+        assert reduce(operator.add, sketches) == Sketch.of(bins, x)
+        assert Sketch.of(bins, x).missing.sum() > 500
 
     def test_remote_files_are_read_in_spark_tasks(self, read: Read, served: str) -> None:
         frame = read(FileSource(f"{served}/two.parquet", label="y", time="d"))

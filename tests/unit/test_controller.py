@@ -169,16 +169,18 @@ def test_after_fruitless_retrainings_a_person_is_asked_once_and_resume_goes_on()
     )
     kinds = []
     for now in range(10, 16):
-        state, actions = controller.step(state, CANARY, policy, Observation(now=now, report=harm, labelled=1000))
+        seen = Observation(now=now, report=replace(harm, window=now // 2), labelled=1000)
+        state, actions = controller.step(state, CANARY, policy, seen)
         kinds += [action.kind for action in actions if isinstance(action, Record)]
         if state.retraining is not None:
             state = controller.refused(state, state.retraining.event_id, "gate: worse", now)[0]
-    assert kinds == ["retrain_started", "retrain_started", "needs_person"]
+    # Each window twice: an alarm that was answered asks for nothing more.
+    assert kinds == ["retrain_started", "retrain_held", "retrain_started", "retrain_held", "needs_person"]
     assert isinstance(state.phase, Monitoring)
     resumed, actions = controller.resume(state, 20.0)
     assert isinstance(actions[0], Record)
     assert actions[0].kind == "resumed"
-    again, _ = controller.step(resumed, CANARY, policy, Observation(now=21.0, report=harm, labelled=1000))
+    again, _ = controller.step(resumed, CANARY, policy, replace(seen, now=21.0))
     assert again.retraining is not None
     by_hand, _ = controller.start_retraining(state, "by hand", {}, now=22.0)
     assert (by_hand.retrain.needs_person, by_hand.retrain.fruitless) == (None, 0)

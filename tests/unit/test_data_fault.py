@@ -25,10 +25,9 @@ def reports(values: np.ndarray[Any, Any], loss: float) -> tuple[Insight, DriftRe
     watcher, insight = Watcher(spec, reference, contract, 1), Insight(spec)
     insight.follow(1, reference, contract, lambda rows: rng.random(len(rows)), watcher.baseline)
     watcher.observe(values, scores[:100], np.arange(100.0))
-    insight.rows(values)
     watcher.add_outcomes(np.full(100, loss), np.arange(100.0))
     (report,) = watcher.step(200.0)
-    insight.look(report)
+    insight.look(report, watcher.newest)
     return insight, report
 
 

@@ -114,6 +114,46 @@ def test_the_page_tells_what_moved_how_sure_what_it_costs_what_was_decided_and_w
     assert len(circles) == 6
 
 
+@pytest.mark.parametrize(
+    ("month", "told"),
+    [
+        (
+            43.2,
+            "All alarms together may be false once in 1,000 such windows at most: 43 times in 30 days of such traffic.",
+        ),
+        (0.5, "at most: 0.5 times in 30 days of such traffic."),
+        (None, "at most: how often a month is not known, for its rows were served at one moment."),
+    ],
+)
+def test_the_budget_is_stated_by_windows_and_by_the_month(month: float | None, told: str) -> None:
+    given = material()
+    given["monitor"]["last"] |= {"alpha": 5e-4, "alarms_per_month": month}
+    assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+
+
+def test_an_estimate_stands_with_its_check_and_what_it_assumes() -> None:
+    given = material()
+    loss = {"value": 0.21, "low": 0.2, "high": 0.23, "check": 0.205, "reference": 0.19}
+    estimate = {"metrics": {"brier": loss}, "refused": {}, "rows": 900, "effective_rows": 80.0, "assumes": "no drift"}
+    given["monitor"]["last"] |= {"estimate": estimate, "loss": None}
+    told = (
+        "Estimated without labels (PAPE): mean loss 0.2100, 95 % interval 0.2000 to 0.2300, promised 0.1900; the check without "
+        "weights (CBPE) says 0.2050. It assumes no drift."
+    )
+    assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+    given["monitor"]["last"]["loss"] = 0.25  # too few labels to go by them
+    assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+
+
+def test_a_second_opinion_says_of_which_window_it_is() -> None:
+    given = material()
+    opinion = {"detector": "alibi-detect KSDrift", "drifted": True, "columns": ["price"], "note": "assumes much"}
+    for window, told in ((5, "Second opinion, alibi"), (3, "Second opinion of window 3, alibi")):
+        given["monitor"]["last"]["second_opinion"] = {**opinion, "window": window}
+        text = " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+        assert f"{told}-detect KSDrift: drift (price); it assumes much." in text
+
+
 def test_the_parts_of_a_rise_and_the_pace_of_the_next_refit_are_told() -> None:
     given = material()
     given["monitor"]["diagnosis"] |= {"covariate": 0.01, "prior": 0.0, "concept": 0.04}

@@ -23,6 +23,7 @@ from raymlops.testing.packages import table
 FRAME = table(2000)
 CONTRACT = learn_contract(FRAME, "y")
 X, Y = CONTRACT.encode(FRAME), CONTRACT.encode_label(FRAME.y)
+ROWS = X[:0]  # none has come one by one
 MOVED = Evidence(
     name="ks", column="a", statistic=0.4, p_value=1e-9, limit=1e-4, drifted=True, distance=0.3, effective_rows=500.0
 )
@@ -61,26 +62,24 @@ def following(version: int = 1) -> Insight:
 
 def test_harm_told_between_two_windows_is_diagnosed_with_what_the_newest_window_showed() -> None:
     insight = following()
-    insight.look(WINDOW)
-    told = insight.look(HARM)
+    insight.look(WINDOW, ROWS)
+    told = insight.look(HARM, ROWS)
     assert (told.evidence, told.columns, told.harm) == ((MOVED,), ("a",), True)
     assert insight.diagnosis is not None
     assert insight.diagnosis.kind == "covariate_shift"
     assert [item.column for item in insight.diagnosis.guilty] == ["a"]
-    alone = following().look(HARM)
+    alone = following().look(HARM, ROWS)
     assert alone.evidence == ()
 
 
 def test_rows_that_lack_a_column_are_a_veto_before_their_window_is_full() -> None:
     insight = following()
     x = X[:300].copy()
-    insight.rows(x)
-    insight.look(HARM)
+    insight.look(HARM, x)
     assert insight.diagnosis is not None
     assert insight.diagnosis.kind == "concept_shift"
     x[-100:-60, 1] = np.nan
-    insight.rows(x[-100:])
-    insight.look(HARM)
+    insight.look(HARM, x)
     assert insight.diagnosis.veto
     assert insight.diagnosis.note == "values went missing: b (40 of the newest 100 rows)"
 
@@ -88,13 +87,13 @@ def test_rows_that_lack_a_column_are_a_veto_before_their_window_is_full() -> Non
 def test_a_probes_parts_name_the_kind_until_the_harm_is_over() -> None:
     insight = following()
     parts = LossParts(rise=0.2, covariate=0.15, prior=0.0, concept=0.05, effective=300.0)
-    report = insight.look(replace(HARM, evidence=(MOVED,), columns=("a",)))
-    insight.examined(Examination(probe=PROBE, parts=parts), report)
+    report = insight.look(replace(HARM, evidence=(MOVED,), columns=("a",)), ROWS)
+    insight.examined(Examination(probe=PROBE, parts=parts), report, ROWS)
     assert insight.diagnosis is not None
     assert (insight.diagnosis.kind, insight.diagnosis.covariate) == ("covariate_shift", 0.15)
-    insight.look(replace(WINDOW, window=4, evidence=(), columns=(), severity=0))
+    insight.look(replace(WINDOW, window=4, evidence=(), columns=(), severity=0), ROWS)
     assert (insight.diagnosis.kind, insight.diagnosis.covariate) == ("none", None)
-    insight.look(HARM)
+    insight.look(HARM, ROWS)
     assert insight.diagnosis.covariate is None
 
 
@@ -102,7 +101,7 @@ def test_of_a_changed_concept_the_columns_it_changed_along_are_guilty_although_n
     insight = following()
     parts = LossParts(rise=0.2, covariate=0.0, prior=0.0, concept=0.2, effective=300.0)
     found = Examination(probe=PROBE, parts=parts, suspects=(Suspect(column="b", share=0.3),))
-    insight.examined(found, insight.look(replace(HARM, evidence=(MOVED,), columns=("a",))))
+    insight.examined(found, insight.look(replace(HARM, evidence=(MOVED,), columns=("a",)), ROWS), ROWS)
     assert insight.diagnosis is not None
     assert [(item.column, item.what) for item in insight.diagnosis.guilty] == [("b", "concept"), ("a", "ks")]
     assert insight.diagnosis.note.endswith("the champion is wrong along b")
@@ -112,8 +111,8 @@ def test_windows_are_kept_small_and_survive_a_crash() -> None:
     insight = following()
     many = tuple(replace(MOVED, column=f"c{i}", distance=0.01 * (i + 1)) for i in range(30))
     for number in range(300):
-        insight.look(replace(WINDOW, window=number, evidence=many))
-    insight.look(HARM)  # no window
+        insight.look(replace(WINDOW, window=number, evidence=many), ROWS)
+    insight.look(HARM, ROWS)  # no window
     again = Insight(Monitor(second_opinion="off"))
     again.load(json.loads(json.dumps(insight.to_dict())))
     assert again.to_dict() == insight.to_dict()

@@ -287,6 +287,35 @@ def test_an_episode_lasts_until_two_calm_windows_or_another_champion() -> None:
     assert state.trained(9.0).episode is None
 
 
+def test_an_episode_has_one_retraining_and_trouble_that_goes_on_is_the_next_one() -> None:
+    alarm = replace(HARM, version=3)
+    answered = RetrainState().seen(alarm).started(1.0)
+    assert answered.episode is not None
+    assert answered.episode.answered
+    later = replace(alarm, window=8, from_at=1.0, to_at=2.0)
+    assert answered.seen(later).episode == answered.episode  # while it runs
+    over = answered.finished("refused", 2.0)
+    assert decide_retrain(POLICY, over.seen(alarm), alarm, 500, 1e6) == Wait(
+        until=None,
+        reason="drift episode v3-w7 has had its retraining: only a later window that alarms asks for another",
+    )
+    calm = replace(later, severity=1, harm=False, may_retrain=False)
+    assert over.seen(calm).seen(replace(calm, window=9)).episode is None
+    following = over.seen(later)
+    assert following.episode is not None
+    assert (following.episode.id, following.episode.after) == ("v3-w8", "v3-w7")
+    assert (following.episode.began_at, following.episode.answered) == (0.0, False)
+    decision = decide_retrain(POLICY, following, later, 500, 1e6)
+    assert isinstance(decision, Retrain)
+    assert (decision.evidence["episode"], decision.evidence["after_episode"]) == ("v3-w8", "v3-w7")
+    # What a person asks for meanwhile is not the episode's second.
+    assert over.started(3.0, "person").history[-1].episode is None
+    # A version that serves again counts its windows from 1: another episode all the same.
+    again = over.went_back().seen(replace(alarm, to_at=50.0))
+    assert again.episode is not None
+    assert again.episode.id == "v3-w7-50"
+
+
 def test_state_moves_and_survives_json() -> None:
     state = RetrainState().started(5.0)
     assert state.running

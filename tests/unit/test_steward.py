@@ -20,7 +20,7 @@ from raymlops.events import EventLog
 from raymlops.lake import Lake
 from raymlops.loop.ports import ProbeFailed
 from raymlops.loop.ray_steward import Steward, save_pipeline
-from raymlops.monitor.attribution import LossParts
+from raymlops.monitor.attribution import LossParts, Suspect
 from raymlops.monitor.examine import Examination
 from raymlops.monitor.monitor import Monitor
 from raymlops.monitor.report import DriftReport
@@ -498,9 +498,39 @@ def test_what_stood_when_the_steward_died_stands_again(world: World) -> None:
     assert json.loads(json.dumps(after.summary())) == json.loads(json.dumps(before.summary()))
     assert len(json.dumps(world.store.get("watch", NAME))) < 1_000_000
     after.answered()
-    after._save()
     answered = world.steward(retrain=policy, monitor=monitor)._watch
     assert (answered.standing, answered.insight.diagnosis) == (None, before.insight.diagnosis)
+
+
+def test_what_the_diagnosis_rests_on_outlives_the_steward(world: World) -> None:
+    """The newest window's rows, of which a column went missing; errors since then; what a probe has split the loss into."""
+    policy, monitor = RetrainPolicy(min_labels=200, cooldown=0), Monitor(window_rows=300, second_opinion="off")
+    steward = world.steward(retrain=policy, monitor=monitor)
+    steward.candidate(1, "e1")
+    bins = world.predictor(1).bins
+    x = np.random.default_rng(2).normal(size=(350, 2)).astype(np.float32)
+    x[300:, 1] = np.nan
+    for seen in observations(bins, x, np.full(350, 0.5), 1000.0):
+        steward.observe({"observed": {1: seen.to_message()}, "rows": 350, **told(v1=VariantStats(requests=350))})
+    steward.tick()
+    steward.observe(told(v1=VariantStats(requests=700, errors=1)))
+    world.label(1, 0.9, None, 0, 1500)
+    steward.tick()
+    steward._watch.examined(Examination(probe=PROBE, parts=PARTS, suspects=(Suspect(column="a", share=0.2),)))
+    before, again = steward._watch, world.steward(retrain=policy, monitor=monitor)._watch
+    assert before._watcher is not None
+    assert again._watcher is not None
+    assert len(again._watcher.newest) == 300
+    np.testing.assert_array_equal(again._watcher.newest, before._watcher.newest)
+    assert again.insight.of_version() == before.insight.of_version()
+    assert again.insight.of_version()["stats"]["errors"] == 1
+    assert again.insight.of_version()["parts"] == PARTS.to_dict()
+    assert before.standing is not None
+    for watch in (before, again):
+        watch.insight.look(before.standing, again._watcher.newest)
+    assert again.insight.diagnosis == before.insight.diagnosis
+    assert again.insight.diagnosis is not None
+    assert again.insight.diagnosis.note == "values went missing: b (50 of the newest 100 rows)"
 
 
 def test_reports_that_wait_outlive_the_steward(world: World) -> None:

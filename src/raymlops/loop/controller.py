@@ -1,4 +1,5 @@
-"""The loop's decisions: one state and one observation in, one state and actions out.
+"""The loop's decisions: one state and one observation in, one state and actions out. Those about training again are in
+:mod:`raymlops.loop.retraining`.
 
 Nothing here acts or reads a clock. The steward carries the actions out in order, so the whole loop also runs in a
 unit test. Every action that changes what is served follows a :class:`Record` with its evidence.
@@ -7,8 +8,7 @@ unit test. Every action that changes what is served follows a :class:`Record` wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from raymlops.errors import RolloutError
 from raymlops.loop.actions import Action as Action
@@ -20,42 +20,18 @@ from raymlops.loop.actions import SetAlias as SetAlias
 from raymlops.loop.actions import Step
 from raymlops.loop.actions import SubmitProbe as SubmitProbe
 from raymlops.loop.actions import SubmitRetraining as SubmitRetraining
-from raymlops.loop.ports import JobStatus, ProbeFailed
-from raymlops.loop.state import EndpointState, Monitoring, Retired, Retraining, RollingOut, Stage, Stopped, Warm
-from raymlops.monitor.examine import Examination
-from raymlops.monitor.forecast import Forecast
-from raymlops.monitor.report import DriftReport
-from raymlops.monitor.triage import Diagnosis
-from raymlops.retrain import AskPerson, ProbeFirst, RetrainPolicy, Wait, decide_retrain
-from raymlops.retrain_state import ALARMS, Trigger
-from raymlops.serving.analysis import Comparison
+from raymlops.loop.observation import Observation as Observation
+from raymlops.loop.retraining import at_stage as at_stage
+from raymlops.loop.retraining import consider, finished, probe_action, watch_job
+from raymlops.loop.retraining import refused as refused
+from raymlops.loop.retraining import start_retraining as start_retraining
+from raymlops.loop.state import EndpointState, Monitoring, Retired, RollingOut, Stopped, Warm, phase_word
+from raymlops.retrain import RetrainPolicy
 from raymlops.serving.policies import Policy
 from raymlops.serving.rollout import Advance, Confirm, Confirming, Hold, Promote, Rollback, Rollout, confirm, decide
 from raymlops.serving.traffic import TrafficSplit
 
 RETIRE_AFTER_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What the steward saw: both versions of a rollout, or of a provisional promotion, since it began; the newest drift
-    report; ``labelled`` rows since the champion's training; the retraining job.
-
-    ``diagnosis``, ``burning`` and ``forecast`` are those of :func:`raymlops.retrain.decide_retrain`; ``examination`` is what
-    the probe under way came to, ``None`` while it runs or when there is none.
-    """
-
-    now: float
-    comparison: Comparison | None = None
-    confirmation: Comparison | None = None
-    report: DriftReport | None = None
-    labelled: int = 0
-    job: JobStatus | None = None
-    job_log: str = ""
-    diagnosis: Diagnosis | None = None
-    burning: str = ""
-    forecast: Forecast | None = None
-    examination: Examination | ProbeFailed | None = None
 
 
 def adopt(state: EndpointState, version: int, now: float) -> Step:
@@ -81,7 +57,7 @@ def begin_rollout(state: EndpointState, policy: Policy, version: int, event_id: 
     if state.champion == version:
         return state, ()
     if state.champion is None:
-        return adopt(_finished(state, event_id, "promoted", now), version, now)
+        return adopt(finished(state, event_id, "promoted", now), version, now)
     if isinstance(state.phase, RollingOut):
         busy = state.phase.rollout.challenger
         if (busy, state.phase.rollout.event_id) == (version, event_id):
@@ -134,9 +110,9 @@ def step(state: EndpointState, rollout: Policy, retrain: RetrainPolicy, seen: Ob
     turns: tuple[Callable[[EndpointState], Step], ...] = (
         lambda state: _watch_rollout(state, rollout, seen),
         lambda state: _watch_confirmation(state, rollout, seen),
-        lambda state: _watch_job(state, seen),
+        lambda state: watch_job(state, seen),
         # What was seen is the champion's before this turn: of one that has just taken over it says nothing.
-        lambda state: _consider_retraining(state, retrain, seen) if state.champion == champion else (state, ()),
+        lambda state: consider(state, retrain, seen) if state.champion == champion else (state, ()),
         lambda state: _cool_down(state, seen.now),
     )
     for turn in turns:
@@ -206,114 +182,6 @@ def _cool_down(state: EndpointState, now: float) -> Step:
     return replace(state, warm=kept, split=split), (Publish(split=split),)
 
 
-def _watch_job(state: EndpointState, seen: Observation) -> Step:
-    job = state.retraining
-    if job is None or seen.job in (None, "running", "unknown") or isinstance(state.phase, RollingOut):
-        return state, ()
-    # A job that ended without handing over a version or a refusal has failed, whatever its exit code says.
-    body = {"event_id": job.event_id, "job": seen.job, "log": seen.job_log[-2000:]}
-    return _finished(state, job.event_id, "failed", seen.now), (Record(kind="retrain_failed", body=body),)
-
-
-def _take_probe(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
-    """What a probe has shown is the policy's memory, and stands in the history."""
-    probing, found = state.retrain.probing, seen.examination
-    if probing is None or found is None:
-        return state, ()
-    body: dict[str, Any] = {"probe_id": probing.id, "rows": probing.rows}
-    if isinstance(found, ProbeFailed):
-        after = replace(state, retrain=state.retrain.probed(None, retrain.refit_cost, retrain.least_excess))
-        return after, (Record(kind="probe_failed", body={**body, "reason": found.reason}),)
-    after = replace(state, retrain=state.retrain.probed(found.probe, retrain.refit_cost, retrain.least_excess))
-    verdict = "a refit may gain" if found.probe.gains else "a refit would gain nothing"
-    body |= {"reason": f"{verdict}: {found.probe.note}", "lost_rows": after.retrain.pace.lost, **found.to_dict()}
-    return after, (Record(kind="probed", body=body),)
-
-
-def _consider_retraining(state: EndpointState, retrain: RetrainPolicy, seen: Observation) -> Step:
-    # A report of another version than the champion is news of the past.
-    report = seen.report if seen.report is None or seen.report.version in (None, state.champion) else None
-    state = replace(state, retrain=state.retrain.seen(report))
-    state, records = _take_probe(state, retrain, seen)
-    if not isinstance(state.phase, Monitoring) or state.retraining is not None:
-        return state, records
-    decision = decide_retrain(
-        retrain,
-        state.retrain,
-        report,
-        seen.labelled,
-        seen.now,
-        diagnosis=seen.diagnosis,
-        burning=seen.burning,
-        forecast=seen.forecast,
-    )
-    held = decision.held_by if isinstance(decision, Wait) else ""
-    if held and held != state.retrain.held_by:
-        records = (*records, Record(kind="retrain_held", body={"reason": decision.reason}))
-    state = replace(state, retrain=replace(state.retrain, held_by=held))
-    if isinstance(decision, Wait):
-        return state, records
-    if isinstance(decision, ProbeFirst):
-        after, asked = _ask_probe(state, decision, seen.labelled)
-        return after, (*records, *asked)
-    evidence = dict(decision.evidence)
-    if isinstance(decision, AskPerson):
-        after = replace(state, retrain=state.retrain.asked(decision.reason))
-        return after, (*records, Record(kind="needs_person", body={"reason": decision.reason, "evidence": evidence}))
-    reason = f"{decision.trigger}: {decision.reason}"
-    after, actions = start_retraining(state, reason, evidence, seen.now, decision.trigger)
-    return after, (*records, *actions)
-
-
-def _ask_probe(state: EndpointState, decision: ProbeFirst, labelled: int) -> Step:
-    probe_id = f"{state.name}-probe-{state.retrain.probes + 1}"
-    after = replace(state, retrain=state.retrain.probe_asked(probe_id, labelled))
-    return after, (_probe_action(after, probe_id, decision.trigger in ALARMS),)
-
-
-def _probe_action(state: EndpointState, probe_id: str, alarmed: bool) -> SubmitProbe:
-    episode = state.retrain.episode
-    assert state.champion is not None
-    change_at = episode.began_at if alarmed and episode is not None else None
-    return SubmitProbe(probe_id=probe_id, version=state.champion, change_at=change_at)
-
-
-def start_retraining(
-    state: EndpointState, reason: str, evidence: dict[str, Any], now: float, trigger: Trigger = "person"
-) -> Step:
-    """Ask for a retraining job. One that a person asks for is not held back, and answers a call for a person.
-
-    Raises
-    ------
-    RolloutError : one is in flight, a rollout is under way, or nothing serves yet
-    """
-    if state.retraining is not None:
-        raise RolloutError(f"{state.name} is already retraining ({state.retraining.event_id}): wait for it to end.")
-    if not isinstance(state.phase, Monitoring):
-        raise RolloutError(
-            f"{state.name} is {_phase_word(state)}: a retraining starts only while a champion is monitored."
-        )
-    event_id = f"{state.name}-retrain-{state.turns + 1}-{int(now)}"
-    job = Retraining(event_id=event_id, reason=reason, started_at=now)
-    memory = state.retrain.cleared(now) if trigger == "person" else state.retrain
-    after = replace(state, retraining=job, turns=state.turns + 1, retrain=memory.started(now, trigger))
-    body = {"event_id": event_id, "reason": reason, "evidence": evidence}
-    return after, (Record(kind="retrain_started", body=body), SubmitRetraining(event_id=event_id))
-
-
-def at_stage(state: EndpointState, event_id: str, stage: Stage) -> EndpointState:
-    """Note how far the retraining in flight is; an old job's word changes nothing."""
-    if state.retraining is None or state.retraining.event_id != event_id:
-        return state
-    return replace(state, retraining=replace(state.retraining, stage=stage))
-
-
-def refused(state: EndpointState, event_id: str, reason: str, now: float) -> Step:
-    """A retraining whose candidate did not pass: the champion stays."""
-    body = {"event_id": event_id, "reason": reason}
-    return _finished(state, event_id, "refused", now), (Record(kind="candidate_refused", body=body),)
-
-
 def promote(state: EndpointState, policy: Policy, reason: str, now: float) -> Step:
     """Make the challenger the champion. The old one stays loaded for ``keep_warm_s``; with ``confirm_labels`` it goes on
     answering copies until labels have confirmed or revoked the promotion.
@@ -323,7 +191,7 @@ def promote(state: EndpointState, policy: Policy, reason: str, now: float) -> St
     RolloutError : no rollout is under way
     """
     if not isinstance(state.phase, RollingOut):
-        raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no challenger to promote.")
+        raise RolloutError(f"{state.name} is {phase_word(state)}: there is no challenger to promote.")
     rollout = state.phase.rollout
     provisional = None
     if policy.confirm_labels:
@@ -336,7 +204,7 @@ def promote(state: EndpointState, policy: Policy, reason: str, now: float) -> St
             until=now + float(policy.confirm_wait_s),
         )
     after = replace(
-        _finished(state, rollout.event_id, "promoted", now),
+        finished(state, rollout.event_id, "promoted", now),
         phase=Monitoring(since=now),
         champion=rollout.challenger,
         previous=rollout.champion,
@@ -367,10 +235,10 @@ def promote(state: EndpointState, policy: Policy, reason: str, now: float) -> St
 def abort(state: EndpointState, reason: str, now: float) -> Step:
     """Take the challenger out of the traffic; the champion serves on."""
     if not isinstance(state.phase, RollingOut):
-        raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to abort.")
+        raise RolloutError(f"{state.name} is {phase_word(state)}: there is no rollout to abort.")
     rollout = state.phase.rollout
     after = replace(
-        _finished(state, rollout.event_id, "refused", now),
+        finished(state, rollout.event_id, "refused", now),
         phase=Monitoring(since=now),
         split=_split(state),
         retired=(*state.retired, Retired(version=rollout.challenger, drop_at=now + RETIRE_AFTER_S)),
@@ -424,7 +292,7 @@ def approve(state: EndpointState, reason: str) -> Step:
     RolloutError : no step waits
     """
     if not isinstance(state.phase, RollingOut):
-        raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to approve.")
+        raise RolloutError(f"{state.name} is {phase_word(state)}: there is no rollout to approve.")
     rollout = state.phase.rollout
     if not rollout.held:
         raise RolloutError(
@@ -438,7 +306,7 @@ def approve(state: EndpointState, reason: str) -> Step:
 def pause(state: EndpointState, paused: bool) -> Step:
     """Hold a rollout at its present weight, or let it go on."""
     if not isinstance(state.phase, RollingOut):
-        raise RolloutError(f"{state.name} is {_phase_word(state)}: there is no rollout to pause.")
+        raise RolloutError(f"{state.name} is {phase_word(state)}: there is no rollout to pause.")
     after = replace(state, phase=replace(state.phase, paused=paused))
     return after, (Record(kind="paused" if paused else "resumed", body={"version": state.phase.rollout.challenger}),)
 
@@ -463,17 +331,8 @@ def restore(state: EndpointState) -> tuple[Action, ...]:
     if state.retraining is not None and state.retraining.stage == "submitted":
         actions.append(SubmitRetraining(event_id=state.retraining.event_id))
     if state.retrain.probing is not None and state.champion is not None:
-        actions.append(_probe_action(state, state.retrain.probing.id, state.retrain.probing.episode is not None))
+        actions.append(probe_action(state, state.retrain.probing.id, state.retrain.probing.episode is not None))
     return tuple(actions)
-
-
-def _finished(
-    state: EndpointState, event_id: str, outcome: Literal["promoted", "refused", "failed"], now: float
-) -> EndpointState:
-    """Close the retraining of an event; a version that a person's run brought has none, and only its age counts."""
-    if state.retraining is None or state.retraining.event_id != event_id:
-        return replace(state, retrain=state.retrain.trained(now)) if outcome == "promoted" else state
-    return replace(state, retraining=None, retrain=state.retrain.finished(outcome, now))
 
 
 def _split(
@@ -507,13 +366,3 @@ def _unconfirmed(state: EndpointState, reason: str) -> Step:
         return state, ()
     body = {"version": state.champion, "previous": state.confirming.previous, "reason": f"not decided: {reason}"}
     return replace(state, confirming=None), (Record(kind="promotion_confirmed", body=body),)
-
-
-def _phase_word(state: EndpointState) -> str:
-    words = {
-        "Preparing": "being prepared",
-        "RollingOut": "rolling out",
-        "Monitoring": "monitoring",
-        "Stopped": "stopped",
-    }
-    return words[type(state.phase).__name__]

@@ -123,3 +123,14 @@ class EndpointState:
                 "confirming": Confirming(**body["confirming"]) if body.get("confirming") else None,
             }
         )
+
+
+def phase_word(state: EndpointState) -> str:
+    """The phase in a sentence about the endpoint."""
+    words = {
+        "Preparing": "being prepared",
+        "RollingOut": "rolling out",
+        "Monitoring": "monitoring",
+        "Stopped": "stopped",
+    }
+    return words[type(state.phase).__name__]

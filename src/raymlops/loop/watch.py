@@ -26,10 +26,13 @@ from raymlops.registry.package import download
 from raymlops.serving.analysis import Comparison, VariantStats
 from raymlops.serving.predictor import Predictor
 from raymlops.serving.rollout import Confirming, Rollout
+from raymlops.sketch.histogram import pack_array, unpack_array
 from raymlops.sketch.observed import Observed
 from raymlops.store import Lease, Outcome, Store
 
 _KEPT_REPORTS = 50
+JUDGED = "watch_rows"
+"""The newest window's rows, which the diagnosis looks at: as large as all else that is saved, so written once a window."""
 
 
 class Watch:
@@ -53,7 +56,7 @@ class Watch:
         self._reports: deque[dict[str, Any]] = deque(maxlen=_KEPT_REPORTS)
         self._compared: Rollout | Confirming | None = None
         self._pending: deque[DriftReport] = deque()
-        self._dirty = False
+        self._dirty, self._kept_window = False, -1
         self._loss_scale = 1.0
         saved = store.get("watch", endpoint) or {}
         self._cursor: int = saved.get("cursor", 0)
@@ -85,6 +88,7 @@ class Watch:
         if self.insight.spec != self._spec:
             kept, self.insight = self.insight.to_dict(), Insight(self._spec)
             self.insight.load(kept)
+        self._kept_window = -1
         self._watcher = Watcher(self._spec, predictor.reference, predictor.contract, version, predictor.profile)
         self.insight.follow(version, predictor.reference, predictor.contract, predictor.predict, self._watcher.baseline)
         saved, self._saved = self._saved, {}
@@ -99,14 +103,19 @@ class Watch:
 
     def _take_up(self, saved: dict[str, Any], version: int) -> None:
         """The reports that were not answered, or not even told, when the steward died."""
+        assert self._watcher is not None
         last = saved.get("last")
+        report, diagnosis = None, None
         if last is not None:
             self._reports.append(last)
         if last is not None and last["version"] == version:
             report = DriftReport.from_dict({name: item for name, item in last.items() if name != "diagnosis"})
             diagnosis = None if last["diagnosis"] is None else Diagnosis.from_dict(last["diagnosis"])
             self.standing = report if saved["stands"] else None
-            self.insight.take_up(report, diagnosis)
+        self.insight.take_up(report, diagnosis, saved.get("insight_of_version"))
+        rows = self._store.get(JUDGED, self._endpoint)
+        if rows is not None and (rows["version"], rows["window"]) == (version, self._watcher.windows):
+            self._watcher.judged, self._kept_window = unpack_array(rows["x"]), rows["window"]
         self._pending.extend(DriftReport.from_dict(item) for item in saved.get("pending", ()))
 
     def observe(self, batch: dict[str, Any], now: float) -> None:
@@ -123,9 +132,7 @@ class Watch:
             if self._watcher is None or int(version) != self._version or body["bins"] != self._watcher.bins.digest:
                 self._ignored += body["rows"]
                 continue
-            observed = Observed.from_message(body)
-            self._watcher.take(observed)
-            self.insight.rows(observed.sample.x[:, :-1])
+            self._watcher.take(Observed.from_message(body))
         self._dirty = True
 
     def step(self, now: float) -> DriftReport | None:
@@ -136,7 +143,7 @@ class Watch:
             self._pending.extend(self._watcher.step(now))
         report = self._pending.popleft() if self._pending else None
         if report is not None:
-            report = self.insight.look(report)
+            report = self.insight.look(report, self._newest)
             self._reports.append(self.describe(report))
             self.standing = report
         if self._dirty or report is not None:
@@ -145,14 +152,19 @@ class Watch:
 
     def examined(self, found: Examination) -> None:
         """A probe of this champion has ended: what stands is diagnosed with what it found."""
-        self.insight.examined(found, self.standing)
+        self.insight.examined(found, self.standing, self._newest)
         if self.standing is not None and self._reports:
             self._reports[-1] = self.describe(self.standing)
-        self._dirty = True
+        self._save()  # before the state that says the probe has answered: it is not asked again
+
+    @property
+    def _newest(self) -> NDArray[np.float32]:
+        return np.zeros((0, 0), dtype=np.float32) if self._watcher is None else self._watcher.newest
 
     def answered(self) -> None:
         """A retraining starts: the next one needs a new report and new labels."""
-        self.standing, self.labelled, self._dirty = None, 0, True
+        self.standing, self.labelled = None, 0
+        self._save()
 
     def compare(self, pair: Rollout | Confirming | None) -> None:
         """Which two versions to compare from now on; figures begin at nothing with each new rollout and with each
@@ -262,6 +274,7 @@ class Watch:
             "comparing": self._comparing,
             "stats": {str(version): stats.to_dict() for version, stats in self._stats.items()},
             "insight": self.insight.to_dict(),
+            "insight_of_version": self.insight.of_version(),
             "last": self._reports[-1] if self._reports else None,
             "stands": self.standing is not None,
             "pending": [report.to_dict() for report in self._pending],
@@ -271,4 +284,12 @@ class Watch:
         with self._store.transaction() if lease is None else self._store.fenced(lease) as connection:
             self._store.put_in(connection, "watch", self._endpoint, body)
             self._store.put_in(connection, "monitor", self._endpoint, summary)
+            if self._watcher is not None and self._watcher.windows != self._kept_window:
+                rows = {
+                    "version": self._version,
+                    "window": self._watcher.windows,
+                    "x": pack_array(self._watcher.judged),
+                }
+                self._store.put_in(connection, JUDGED, self._endpoint, rows)
+                self._kept_window = self._watcher.windows
         self._dirty = False

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from raymlops.errors import DataError
 from raymlops.monitor.evidence import MIN_EFFECTIVE, Detector, Evidence, Window
 from raymlops.monitor.quality import autocorrelation_time
-from raymlops.monitor.smirnov import binned_distance, exact_distance, order_keys, p_value, sort_keys
+from raymlops.monitor.smirnov import (
+    binned_distance,
+    exact_distance,
+    order_keys,
+    p_value,
+    p_values,
+    sort_keys,
+    sort_rows,
+    sorted_distance,
+)
 from raymlops.sketch.histogram import Bins, Sketch
 from raymlops.sketch.profile import Profile
 
@@ -115,23 +124,40 @@ class ColumnTests:
             bound of the exact one, within the share of one cell
         """
         rows = np.asarray(x, dtype=np.float32)
-        statistics, p_values = np.ones(len(self.columns)), np.zeros(len(self.columns))
-        sketch = Sketch.of(self.bins, rows) if binned else None
-        columns = rows.T if binned else np.ascontiguousarray(rows.T)
-        for i in range(len(self.columns)):
-            if sketch is not None:
-                used, reference = sketch.counts[i].astype(float), self.reference.counts[i].astype(float)
-                size = int(sketch.counts[i].sum())
-            else:
-                finite = np.isfinite(columns[i])
-                values = columns[i] if finite.all() else columns[i][finite]
-                size = len(values)
-            if size == 0 or not len(self._sorted[i]):
-                continue
-            found = binned_distance(used, reference) if binned else exact_distance(self._sorted[i], order_keys(values))
-            n, m = size / self.times[i], len(self._sorted[i]) / self.times[i]
-            statistics[i], p_values[i] = found, p_value(found, n, m)
-        return statistics, p_values
+        found = self._binned(rows) if binned else self._exact(rows)
+        statistics, sizes = np.array(found).T
+        known = np.array([len(column) for column in self._sorted], dtype=np.float64)
+        judged = (sizes > 0) & (known > 0)
+        p = np.zeros(len(self.columns))
+        n, m = sizes[judged] / self.times[judged], known[judged] / self.times[judged]
+        p[judged] = p_values(statistics[judged], n, m)
+        return np.where(judged, statistics, 1.0), p
+
+    def _binned(self, rows: NDArray[np.float32]) -> list[tuple[float, float]]:
+        """Statistic and number of finite values of each column."""
+        sketch = Sketch.of(self.bins, rows)
+        sizes = sketch.counts.sum(axis=1)
+        return [
+            (binned_distance(counts, then) if size and len(known) else 1.0, size)
+            for counts, then, size, known in zip(
+                sketch.counts.astype(float), self.reference.counts.astype(float), sizes, self._sorted, strict=True
+            )
+        ]
+
+    def _exact(self, rows: NDArray[np.float32]) -> list[tuple[float, float]]:
+        finite = np.isfinite(rows)
+        columns = np.ascontiguousarray(rows.T)
+        if len(rows) and finite.all():  # then the columns are turned to keys, and short ones sorted, all at once
+            keys = sort_rows(order_keys(columns))
+            return [
+                (sorted_distance(known, mine) if len(known) else 1.0, len(rows))
+                for known, mine in zip(self._sorted, keys, strict=True)
+            ]
+        kept = [column[held] for column, held in zip(columns, finite.T, strict=True)]
+        return [
+            (exact_distance(known, order_keys(mine)) if len(known) and len(mine) else 1.0, len(mine))
+            for known, mine in zip(self._sorted, kept, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {"earlier": [sketch.to_dict() for sketch in self._earlier]}

@@ -56,7 +56,6 @@ class Insight:
         self._missing: dict[str, float] = {}
         self._categories: dict[int, int] = {}
         self._known_by_name: frozenset[str] = frozenset()
-        self._x = np.zeros((0, 0), dtype=np.float32)
         self._stats = VariantStats()
         self._parts: LossParts | None = None
         self._suspects: tuple[Suspect, ...] = ()
@@ -80,14 +79,31 @@ class Insight:
         for old in sorted(self._promised)[:-_KEPT_VERSIONS]:
             del self._promised[old]
         self._version, self._reference, self.diagnosis = version, reference, None
-        self._x, self._stats = np.zeros((0, reference.x.shape[1]), dtype=np.float32), VariantStats()
-        self._parts, self._suspects, self._window = None, (), None
+        self._stats, self._parts, self._suspects, self._window = VariantStats(), None, (), None
 
-    def take_up(self, report: DriftReport, diagnosis: Diagnosis | None) -> None:
-        """The newest report of the version followed and its diagnosis, from before a crash."""
+    def take_up(
+        self, report: DriftReport | None, diagnosis: Diagnosis | None, body: Mapping[str, Any] | None = None
+    ) -> None:
+        """The newest report of the version followed, its diagnosis and :meth:`of_version`, from before a crash."""
         self.diagnosis = diagnosis
         self._window = report  # one between two windows has the evidence of the window before it
-        self.forecast = self._forecast()
+        if report is not None:
+            self.forecast = self._forecast()
+        if body is None:
+            return  # an earlier release kept none
+        self._stats = VariantStats.from_dict(body["stats"])
+        self._parts = None if body["parts"] is None else LossParts(**body["parts"])
+        self._suspects = tuple(Suspect(**item) for item in body["suspects"])
+        self.forecast = None if body["forecast"] is None else Forecast(**body["forecast"])
+
+    def of_version(self) -> dict[str, Any]:
+        """What a restart needs of the version followed, beside :meth:`to_dict`, JSON."""
+        return {
+            "stats": self._stats.to_dict(),
+            "parts": None if self._parts is None else self._parts.to_dict(),
+            "suspects": [item.to_dict() for item in self._suspects],
+            "forecast": None if self.forecast is None else self.forecast.to_dict(),
+        }
 
     def answered(self, version: int, stats: VariantStats, now: float) -> None:
         """What a version answered since the last call; every version's callers share one budget."""
@@ -96,37 +112,40 @@ class Insight:
         if version == self._version:
             self._stats = self._stats + stats
 
-    def rows(self, x: NDArray[np.floating[Any]]) -> None:
-        """Rows ``(n, d)`` of the champion's traffic; the newest window of them is kept, in memory only."""
-        self._x = np.concatenate((self._x, np.asarray(x, dtype=np.float32)))[-self.spec.window_rows :]
-
-    def look(self, report: DriftReport) -> DriftReport:
-        """Diagnose a report and forecast anew. Harm that is told between two windows brings no evidence of its own: it gets
-        that of the newest window of the same version, and the report is given back with it."""
+    def look(self, report: DriftReport, newest: NDArray[np.floating[Any]]) -> DriftReport:
+        """Diagnose a report and forecast anew; ``newest`` rows ``(k, d)`` of the version's traffic, oldest first. Harm that is told between two windows brings no evidence of its own: it gets
+        that of the newest window of the same version, with its budget, and the report is given back with it."""
         if report.kind == "window":
             self._window = report
         elif self._window is not None and self._window.version == report.version:
-            report = replace(report, evidence=self._window.evidence, columns=self._window.columns)
+            window = self._window
+            report = replace(
+                report,
+                evidence=window.evidence,
+                columns=window.columns,
+                alpha=window.alpha,
+                alarms_per_month=window.alarms_per_month,
+            )
         if not report.harm:
             self._parts, self._suspects = None, ()  # of a rise that is over
-        self.diagnosis = self._triage(report)
+        self.diagnosis = self._triage(report, newest)
         if report.kind == "window":
             self._stats = VariantStats()
             self.windows.append(_drawn(report, self.diagnosis))
         self.forecast = self._forecast()
         return report
 
-    def examined(self, found: Examination, report: DriftReport | None) -> None:
+    def examined(self, found: Examination, report: DriftReport | None, newest: NDArray[np.floating[Any]]) -> None:
         """A probe has split the rise of the champion's loss: the newest report is diagnosed with that."""
         self._parts, self._suspects = found.parts, found.suspects
         if report is not None:
-            self.diagnosis = self._triage(report)
+            self.diagnosis = self._triage(report, newest)
 
     def _forecast(self) -> Forecast:
         found = (self.ledger.life(version, *promised) for version, promised in self._promised.items())
         return forecast([life for life in found if life is not None], self.spec.tolerance)
 
-    def _triage(self, report: DriftReport) -> Diagnosis:
+    def _triage(self, report: DriftReport, newest: NDArray[np.floating[Any]]) -> Diagnosis:
         return triage(
             report,
             importance=self._importance,
@@ -134,9 +153,9 @@ class Insight:
             categories=self._known_by_name,
             parts=self._parts,
             suspects=self._suspects,
-            mix=self._mix(report),
+            mix=self._mix(report, newest),
             stats=self._stats,
-            newest=self._newest(),
+            newest=self._newest(newest),
         )
 
     def burning(self, now: float) -> str:
@@ -150,18 +169,18 @@ class Insight:
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
         }
 
-    def _newest(self) -> dict[str, tuple[int, int]]:
+    def _newest(self, x: NDArray[np.floating[Any]]) -> dict[str, tuple[int, int]]:
         """Missing values among the newest rows, by column."""
         if self._reference is None:
             return {}
-        x = self._x[-_NEWEST_ROWS:]
+        x = x[-_NEWEST_ROWS:]
         missing = (~np.isfinite(x)).sum(axis=0).tolist()
         return {name: (int(count), len(x)) for name, count in zip(self._reference.columns, missing, strict=True)}
 
-    def _mix(self, report: DriftReport) -> Mix | None:
-        if self._reference is None or len(self._x) < 100 or len(report.columns) < 2:
+    def _mix(self, report: DriftReport, x: NDArray[np.floating[Any]]) -> Mix | None:
+        if self._reference is None or len(x) < 100 or len(report.columns) < 2:
             return None
-        return mix_of(self._reference.x, self._x, self._reference.columns, report.columns, self._categories)
+        return mix_of(self._reference.x, x, self._reference.columns, report.columns, self._categories)
 
     def to_dict(self) -> dict[str, Any]:
         return {

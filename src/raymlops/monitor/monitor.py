@@ -13,9 +13,10 @@ from raymlops.clock import seconds
 from raymlops.errors import ConfigError, DataError
 from raymlops.monitor.budget import SHARES, Budget
 from raymlops.monitor.drift import ColumnTests
-from raymlops.monitor.estimate import PerformanceEstimate, PerformanceEstimator, labels_of
+from raymlops.monitor.estimate import PerformanceEstimate
 from raymlops.monitor.evidence import JOINT, Detector, Evidence, Window
 from raymlops.monitor.joint import JointBets
+from raymlops.monitor.opinions import Opinions
 from raymlops.monitor.persistent import PersistentBets
 from raymlops.monitor.quality import LossBaseline, LossDetector
 from raymlops.monitor.report import SCORE, DriftReport
@@ -26,7 +27,6 @@ from raymlops.sketch.profile import Profile, with_score
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract
-    from raymlops.monitor.alibi import AlibiDetector
     from raymlops.registry.package import Reference
     from raymlops.sketch.histogram import Bins
 
@@ -38,7 +38,6 @@ _SAID = {
     "range": "Values outside the reference's range",
     "unseen": "Unseen categories",
 }
-_ESTIMATE_ROWS = 300
 _SAMPLE_CELLS = 150_000
 """Values of a window's sample that are kept while the window is open: the state stays below 1 MB up to 100 columns."""
 _WAITING_WINDOWS = 8
@@ -112,6 +111,11 @@ class Watcher:
     version : the version watched, copied into reports
     profile : bins and counts frozen with the version; learned from the reference, which gives the same, without it
 
+    Attributes
+    ----------
+    judged : ``(k, d + 1)`` rows of the newest window that were seen one by one, the score last. Nothing that is decided here
+        rests on them, so they are no part of :meth:`state_dict`; who shows :attr:`newest` to others keeps them
+
     Raises
     ------
     DataError : the reference is too small (100 rows, 30 losses) or does not fit
@@ -144,7 +148,14 @@ class Watcher:
             JointBets(bins, known, bins.locate(self._reference_x), times, share=SHARES.joint),
         )
         self.wild = WildRows(self._reference_x, self._columns, categories=self._categories)
-        self._estimator = _estimator(reference, contract)
+        self._opinions = Opinions(
+            reference,
+            contract,
+            self._reference_x,
+            self._columns,
+            self._categories,
+            ask=spec.second_opinion == "auto",
+        )
         self.budget = Budget(alpha=spec.alpha, per_month=spec.false_alarms_per_month, window_rows=spec.window_rows)
         self.baseline = LossBaseline.learn(
             reference.losses,
@@ -156,9 +167,9 @@ class Watcher:
         self.losses = LossDetector(self.baseline, window_rows=spec.window_rows)
         self.rows, self.windows, self._confirmed = 0, 0, 0
         self._open = Observed.empty(bins)
+        self.judged = np.zeros((0, len(self._columns)), dtype=np.float32)
         self._harm_to_report = False
         self._outcome_at: float | None = None
-        self._alibi: AlibiDetector | None = None
 
     def observe(
         self, x: NDArray[np.floating[Any]], scores: ArrayLike, served_at: ArrayLike, ids: Sequence[str] = ()
@@ -198,6 +209,12 @@ class Watcher:
     def bins(self) -> Bins:
         """What traffic of this version is counted in."""
         return self.tests.bins
+
+    @property
+    def newest(self) -> NDArray[np.float32]:
+        """The newest rows ``(k, d)`` that were seen one by one, at most a window's, oldest first: some may be judged already."""
+        both = np.concatenate((self.judged, self._open.sample.x))
+        return both[-self.spec.window_rows :, :-1]
 
     @property
     def _most(self) -> int:
@@ -250,10 +267,14 @@ class Watcher:
         counted = min(seen.rows, self.spec.window_rows)
         budget = self.budget.of(span, counted)
         x = seen.sample.x
+        self.judged = x[-self._most :]
         window = Window.of(self.bins, x, budget, seen.sketch)
         evidence = tuple(item for detector in self.detectors for item in detector.update(window))
         alpha = budget * (1.0 - SHARES.outcomes)
         looked_at = seen.sample if seen.whole else seen.sample + seen.far.without(seen.sample)
+        estimate, fresh = None, True
+        if not self._measured and any(item.drifted for item in evidence):
+            estimate, fresh = self._opinions.estimate(x, seen.to_at)
         wild, wild_rows = self.wild.flag(looked_at.x, first_row=first_row if seen.whole else None, ids=looked_at.ids)
         return self._report(
             "window",
@@ -264,8 +285,9 @@ class Watcher:
             evidence=evidence,
             alpha=alpha,
             alarms_per_month=self.budget.alarms_per_month(span, counted),
-            second_opinion=self._second_opinion(x, alpha),
-            estimate=self._estimate(x, evidence),
+            second_opinion=self._opinions.second(x, alpha, self.windows, seen.to_at),
+            estimate=estimate,
+            fresh=fresh,
             wild=wild,
             wild_rows=wild_rows,
         )
@@ -274,14 +296,6 @@ class Watcher:
     def _measured(self) -> bool:
         """Enough labels came to measure the loss, so that nothing stands in for it."""
         return self.losses.rows >= self.spec.window_rows
-
-    def _estimate(self, x: NDArray[np.float32], evidence: tuple[Evidence, ...]) -> PerformanceEstimate | None:
-        """Performance without labels, where something moved and it is not measured: it costs a few fits."""
-        if self._estimator is None or self._measured or not any(item.drifted for item in evidence):
-            return None
-        if np.isfinite(x[:, -1]).sum() < _ESTIMATE_ROWS:
-            return None
-        return self._estimator.estimate(x[:, :-1], x[:, -1])
 
     def _report(
         self,
@@ -296,6 +310,7 @@ class Watcher:
         alarms_per_month: float | None = None,
         second_opinion: dict[str, Any] | None = None,
         estimate: PerformanceEstimate | None = None,
+        fresh: bool = True,
         wild: tuple[WildRow, ...] = (),
         wild_rows: int = 0,
     ) -> DriftReport:
@@ -306,7 +321,9 @@ class Watcher:
         estimated_harm = estimate is not None and estimate.metrics["brier"].low > self.baseline.limit
         severity = 4 if harm else 3 if SCORE in columns or estimated_harm else 2 if columns else 1 if sure else 0
         if kind == "window":
-            self._confirmed = self._confirmed + 1 if severity >= 3 else 0
+            # An estimate that is carried along confirms nothing.
+            own = fresh or harm or SCORE in columns
+            self._confirmed = self._confirmed + own if severity >= 3 else 0
         self._harm_to_report = False
         # Where the loss is measured, a moved score only explains; without labels it stands in for the loss.
         return DriftReport(
@@ -340,26 +357,6 @@ class Watcher:
             note=_note(severity, moved, self.losses, evidence, estimate),
         )
 
-    def _second_opinion(self, x: NDArray[np.float32], alpha: float) -> dict[str, Any] | None:
-        if self.spec.second_opinion == "off":
-            return None
-        from raymlops.monitor import alibi
-
-        if not alibi.available():
-            return None
-        if self._alibi is None:
-            self._alibi = alibi.AlibiDetector(self._reference_x, self._columns, categories=self._categories)
-        found = self._alibi.detect(x, alpha)
-        drifted = [item for item in found if item.drifted]
-        return {
-            "detector": self._alibi.name,
-            "drifted": bool(drifted),
-            "columns": [item.column for item in sorted(drifted, key=lambda e: (e.p_value, e.column))],
-            "p_value": min((item.p_value for item in found), default=1.0),
-            "limit": found[0].limit if found else alpha,
-            "note": "assumes independent rows: on an ordered stream it flags windows in which nothing changed",
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """All a restart needs, JSON; the same reports follow, bit for bit. The reference comes from the package."""
         return {
@@ -374,6 +371,7 @@ class Watcher:
             "open": self._open.to_dict(),
             "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
             "losses": self.losses.state_dict(),
+            "opinions": self._opinions.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -394,17 +392,8 @@ class Watcher:
             if detector.name in state.get("detectors", {}):
                 detector.load_state(state["detectors"][detector.name])
         self.losses.load_state(state["losses"])
-
-
-def _estimator(reference: Reference, contract: DataContract) -> PerformanceEstimator | None:
-    """For binary models whose reference holds enough labels of both classes; there is none for other tasks."""
-    if contract.task != "binary":
-        return None
-    labels = labels_of(reference.scores, reference.losses)
-    try:
-        return PerformanceEstimator(reference.x, reference.scores, labels)
-    except DataError:
-        return None
+        if "opinions" in state:  # an earlier release kept none
+            self._opinions.load_state(state["opinions"])
 
 
 def _note(
@@ -425,7 +414,7 @@ def _note(
         loss = estimate.metrics["brier"]
         parts.append(
             f"Estimated loss {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f}) against {loss.reference:.4f}, assuming "
-            f"{estimate.assumes}."
+            f"{estimate.assumes}; unweighted {loss.check:.4f}."
         )
     for name, said in _SAID.items():
         rates = [f"{e.column} ({e.statistic:+.0%})" for e in moved if e.name == name]

@@ -25,12 +25,13 @@ class DriftReport:
         second opinion and the search for wild rows. Column tests and bets count every row
     severity : 0 nothing; 1 sure but small; 2 columns moved, the score did not; 3 the score moved, or the estimated loss is
         above what is accepted; 4 measured harm
-    confirmed : windows in a row, this one included, with severity 3 or more
+    confirmed : windows in a row, up to this one, with severity 3 or more; those that only carry an estimate along are not counted
     alpha : budget that was spent on columns and score in this window, half of the deployment's
     alarms_per_month : false alarms that the whole budget allows in 30 days of such traffic; ``None`` when unknown
     loss, loss_rows : mean of the newest outcomes (at most a window's worth) and how many were ever seen
     reference_loss, loss_limit, loss_evidence : what was promised, what is accepted, capital of the bets (alarm at 1)
-    estimate : performance without labels, when something moved and too few labels came; binary models only
+    estimate : performance without labels, when something moved and too few labels came; binary models only. It and the second
+        opinion may be up to 10 s older than the window (``monitor/opinions.py``)
     estimated_harm : the lower end of the estimated loss's interval is above ``loss_limit``
     wild, wild_rows : the strangest rows of the window one by one, at most 20, and how many were flagged in all
     harm : the loss detector has alarmed and the newest outcomes are above the limit (see ``LossDetector``)

@@ -29,24 +29,37 @@ def sort_keys(keys: NDArray[np.int32]) -> NDArray[np.int32]:
     return keys[by_low[by_high]]
 
 
+def sort_rows(keys: NDArray[np.int32]) -> NDArray[np.int32]:
+    """:func:`sort_keys` of each row of ``(k, n)``."""
+    if keys.shape[1] < _RADIX_ROWS:
+        return np.sort(keys, axis=1)
+    return np.array([sort_keys(row) for row in keys])
+
+
 def exact_distance(reference: NDArray[np.int32], values: NDArray[np.int32]) -> float:
     """sup |F - G| of two samples as :func:`order_keys` keys, the reference sorted; both hold something.
 
     Equals scipy's statistic, ties included. Differences are of whole numbers, in units of ``1 / (n m)``.
     """
-    current = sort_keys(values)
+    return sorted_distance(reference, sort_keys(values))
+
+
+def sorted_distance(reference: NDArray[np.int32], current: NDArray[np.int32]) -> float:
+    """:func:`exact_distance` of two samples that are both sorted.
+
+    F rises at window values only, so F - G is largest just after one of them, and G - F just before one. Among equal values the
+    last one gives the first and the first one the second, so ties need no care on the window's side.
+    """
     n, m = len(current), len(reference)
-    # Between two window values G is constant and F monotone, so its extremes are just before and at each of them.
-    last = np.append(current[1:] != current[:-1], True)
-    ends = np.arange(1, n + 1) if last.all() else np.flatnonzero(last) + 1
-    jumps = current if len(ends) == n else current[ends - 1]
-    at = np.searchsorted(reference, jumps, side="right")
-    tied = np.flatnonzero(reference[np.maximum(at - 1, 0)] == jumps)
-    lead = ends * m - at * n
-    # Just before a jump F has not risen yet; nor has G where the reference holds the same value.
-    before = lead - (m if len(ends) == n else np.diff(ends, prepend=0) * m)
-    before[tied] += (at[tied] - np.searchsorted(reference, jumps[tied], side="left")) * n
-    return int(max(lead.max(), -lead.min(), before.max(), -before.min())) / (n * m)
+    after = np.searchsorted(reference, current, side="right")
+    # No key is below the smallest and equal to the largest, so an index of -1 finds no tie.
+    tied = reference[after - 1] == current
+    before = after
+    if tied.any():
+        before = after.copy()
+        before[tied] = np.searchsorted(reference, current[tied], side="left")
+    steps = np.arange(n + 1) * m
+    return max(int((steps[1:] - after * n).max()), int((before * n - steps[:-1]).max())) / (n * m)
 
 
 def binned_distance(counts: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
@@ -56,7 +69,13 @@ def binned_distance(counts: NDArray[np.float64], reference: NDArray[np.float64])
 
 def p_value(statistic: float, n: float, m: float) -> float:
     """Asymptotic, with Stephens' correction for small samples (JRSS-B 1970)."""
+    return float(p_values(np.array([statistic]), np.array([n]), np.array([m]))[0])
+
+
+def p_values(statistics: NDArray[np.float64], n: NDArray[np.float64], m: NDArray[np.float64]) -> NDArray[np.float64]:
+    """:func:`p_value` of many, each ``(k,)``."""
     from scipy.special import kolmogorov
 
     root = np.sqrt(n * m / (n + m))
-    return float(kolmogorov((root + 0.12 + 0.11 / root) * statistic))
+    found: NDArray[np.float64] = kolmogorov((root + 0.12 + 0.11 / root) * statistics)
+    return found

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from raymlops.events import Event
+from raymlops.monitor.budget import SHARES
 from raymlops.monitor.forecast import span
 from raymlops.monitor.pace import Pace
 from raymlops.monitor.triage import CONCEPT
@@ -200,14 +201,13 @@ def _moved(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
 
 def _also(last: Mapping[str, Any]) -> str:
     """The budget, the second opinion and the rows that were strange one by one."""
-    parts = []
-    if last.get("alarms_per_month") is not None:
-        parts.append(f"The budget allows {last['alarms_per_month']:.2g} false alarms in 30 days of such traffic.")
+    parts = [_budget(last)] if last.get("alpha") else []
     opinion = last.get("second_opinion")
     if opinion:
         columns = ", ".join(str(item) for item in opinion["columns"][:5])
         said = f"drift ({columns})" if opinion["drifted"] else "no drift"
-        parts.append(f"Second opinion, {opinion['detector']}: {said}; it {opinion['note']}.")
+        of = f" of window {opinion['window']}" if opinion.get("window", last["window"]) != last["window"] else ""
+        parts.append(f"Second opinion{of}, {opinion['detector']}: {said}; it {opinion['note']}.")
     if last.get("wild_rows"):
         shown = ", ".join(str(item.get("request_id") or f"row {item.get('row')}") for item in last.get("wild", ())[:5])
         parts.append(f"{last['wild_rows']} rows were strange one by one: {shown}.")
@@ -216,22 +216,42 @@ def _also(last: Mapping[str, Any]) -> str:
     return f"<p class='dim'>{escape(' '.join(parts))}</p>" if parts else ""
 
 
+def _budget(last: Mapping[str, Any]) -> str:
+    """What all alarms together may cost, by windows and by the month; ``alpha`` is the part that columns and score may spend."""
+    windows, month = (1.0 - SHARES.outcomes) / last["alpha"], last.get("alarms_per_month")
+    often = (
+        "how often a month is not known, for its rows were served at one moment"
+        if month is None
+        else f"{month:,.0f} times in 30 days of such traffic"
+        if month >= 10
+        else f"{month:.2g} times in 30 days of such traffic"
+    )
+    return f"All alarms together may be false once in {windows:,.0f} such windows at most: {often}."
+
+
+def _estimated(last: Mapping[str, Any]) -> str:
+    """Performance without labels, its check and what it rests on; nothing where it was not estimated."""
+    estimate = last.get("estimate") or {}
+    loss = estimate.get("metrics", {}).get("brier")
+    if loss is None:
+        return ""
+    return (
+        f"<p>Estimated without labels (PAPE): mean loss {loss['value']:.4f}, 95 % interval {loss['low']:.4f} to {loss['high']:.4f}, "
+        f"promised {loss['reference']:.4f}; the check without weights (CBPE) says {loss['check']:.4f}. "
+        f"It assumes {escape(str(estimate['assumes']))}.</p>"
+    )
+
+
 def _cost(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     last, diagnosis = monitor.get("last") or {}, _diagnosis(monitor)
     title = f"<h2>What it costs</h2>{_whose(loop, last)}"
     if last.get("loss") is None:
-        estimate = (last.get("estimate") or {}).get("metrics", {}).get("brier")
-        if estimate is None:
-            return f"{title}<p class='dim'>Not known: no labels have come.</p>"
-        return (
-            f"{title}<p>No labels have come. Estimated mean loss {estimate['value']:.4f}, 95 % interval {estimate['low']:.4f} to "
-            f"{estimate['high']:.4f}, promised {estimate['reference']:.4f}. It assumes {escape(str(last['estimate']['assumes']))}.</p>"
-        )
+        return title + (_estimated(last) or "<p class='dim'>Not known: no labels have come.</p>")
     rise = last["loss"] - last["reference_loss"]
     relative = f" ({rise / last['reference_loss']:+.0%})" if last["reference_loss"] > 0 else ""
     text = (
         f"<p>Mean loss {last['loss']:.4f} of the newest of {last['loss_rows']:,} labels, promised {last['reference_loss']:.4f}, "
-        f"accepted up to {last['loss_limit']:.4f}: {rise:+.4f} a row{relative}.</p>"
+        f"accepted up to {last['loss_limit']:.4f}: {rise:+.4f} a row{relative}.</p>" + _estimated(last)
     )
     names = (("covariate", "inputs"), ("prior", "rate of the label"), ("concept", "what is learnt"))
     parts = [(label, diagnosis[key]) for key, label in names if diagnosis.get(key) is not None]
