@@ -1,4 +1,4 @@
-"""Spark on Ray: starts it, hands its partitions to Ray's object store, stops it.
+"""Spark on Ray: starts it, watches over its steps, stops it.
 
 The file is not called ``raydp.py``: tools that put a module's folder on the path would shadow the package of that name.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,9 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
 from raymlops.data.spark_size import Node, Shape, shape_for
@@ -27,9 +27,9 @@ from raymlops.errors import DataError, RaymlopsError, SparkUnavailable
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
-__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "to_arrow"]
+__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home"]
 
 Progress = Callable[[str], None]
 OnPlan = Callable[[str, list[str]], None]
@@ -141,19 +141,41 @@ class SparkOnRay:
         thread = threading.Thread(target=run, name=f"spark: {what}", daemon=True)
         thread.start()
         with self._stages.told():
-            thread.join(limit)
+            lost = self._waited(thread, limit)
         if thread.is_alive():
             self._abandon()
             thread.join(_ABANDON_S)
-            raise SparkUnavailable(
-                f"Spark did not finish {what} within {limit:g} s and was ended. Logs: {self._logs}.", {"step": what}
+            reason = (
+                f"Spark did not finish {what} within {limit:g} s and was ended"
+                if lost is None
+                else f"Spark was lost while {what}: {lost}"
             )
+            raise SparkUnavailable(f"{reason}. Logs: {self._logs}.", {"step": what})
         if failure:
             # The cause cannot print itself once its JVM is gone; its text is kept in the log instead.
             raise self._explained(what, failure[0]) from None
         return outcome[0]
 
+    def _waited(self, thread: threading.Thread, limit: float) -> str | None:
+        """Wait for a step, no longer than its limit, nor once Spark cannot finish it; why it cannot, then."""
+        end = time.monotonic() + limit
+        while thread.is_alive() and (left := end - time.monotonic()) > 0:
+            thread.join(min(left, _LOOK_S))
+            lost = None if self._context is None or self._abandoned else self._context.lost()
+            if lost is not None:
+                thread.join(_LOOK_S)  # a step that fails by itself says more
+                return lost
+        return None
+
+    def folder(self) -> str:
+        """A folder of its own for each hand-over, which the executors make; what is left of it goes with Spark."""
+        return str(self._scratch / f"handed-{uuid.uuid4().hex[:8]}")
+
     # --- starting and stopping -------------------------------------------------------------------------
+
+    @property
+    def _scratch(self) -> Path:
+        return self._logs.parent / "spark" / self._name
 
     @property
     def _shape(self) -> Shape:
@@ -206,7 +228,7 @@ class SparkOnRay:
             "spark.sql.files.ignoreCorruptFiles": "false",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
-            "spark.local.dir": str(self._logs.parent / "spark"),
+            "spark.local.dir": str(self._scratch),
         }
         if self._jars:
             configs["spark.driver.extraClassPath"] = configs["spark.executor.extraClassPath"] = ":".join(self._jars)
@@ -233,6 +255,7 @@ class SparkOnRay:
     def _forget(self) -> None:
         """Clear what pyspark keeps for the whole process, and end its JVM: the next session gets a new one."""
         self._stages.follow(None)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
 
@@ -340,51 +363,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Py4JJavaError):
         return str(error.java_exception.getMessage()).strip().splitlines()[0]
     return lines[0] if lines else type(error).__name__
-
-
-# --- hand-over -----------------------------------------------------------------------------------------
-
-
-def _fetch(executor: str, rdd_id: int, partition: int, schema: str, driver_url: str) -> tuple[pa.Table, int]:
-    """One cached partition, out of the executor's JVM, as an Arrow table over the bytes in the object store.
-
-    Calling a JVM actor needs ``load_code_from_local``. RayDP 1.6.5's own task leaves it on, and a later task in the
-    same worker that creates an actor then fails ("Expected str or bytes, got NoneType"); here it is switched off again.
-    """
-    worker: Any = ray._private.worker.global_worker
-    worker.set_load_code_from_local(True)
-    try:
-        jvm: Any = ray.get_actor(executor)
-        content = ray.get(jvm.getRDDPartition.remote(rdd_id, partition, schema, driver_url))
-    finally:
-        worker.set_load_code_from_local(False)
-    table = pa.ipc.open_stream(pa.BufferReader(content)).read_all().replace_schema_metadata()
-    return table, table.num_rows
-
-
-def to_arrow(spark_frame: DataFrame) -> list[ray.ObjectRef[pa.Table]]:
-    """Hand a Spark frame's partitions to Ray's object store: one reference to a ``pyarrow.Table`` for each, in order.
-
-    The tables are complete when this returns, so they outlive Spark; they belong to this process and go with it.
-
-    Raises
-    ------
-    ray.exceptions.RayError : a partition could not be fetched
-    """
-    from pyspark.storagelevel import StorageLevel
-
-    context: Any = spark_frame.sparkSession.sparkContext
-    writer = context._jvm.org.apache.spark.sql.raydp.ObjectStoreWriter
-    info = writer.prepareRecoverableRDD(spark_frame._jdf, context._getJavaStorageLevel(StorageLevel.MEMORY_AND_DISK))
-    rdd_id, schema, url = info.rddId(), info.schemaJson(), info.driverAgentUrl()
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    # Blocks made on a helper node would go with it. Fetches need no CPU: they only move bytes.
-    options: dict[str, Any] = {"num_cpus": 0, "num_returns": 2, "max_retries": 3, "scheduling_strategy": here}
-    fetch: Any = ray.remote(**options)(_fetch)
-    fetched = [
-        fetch.remote(f"raydp-executor-{executor}", rdd_id, partition, schema, url)
-        for partition, executor in enumerate(info.locations())
-    ]
-    ray.get([rows for _, rows in fetched])
-    writer.releaseRecoverableRDD(rdd_id)
-    return [table for table, _ in fetched]

@@ -1,0 +1,81 @@
+"""Rows on their way between processes of one machine: Arrow files, one a partition, mapped into memory and gone once read.
+
+The system keeps such a file in memory and writes it to disk only when memory is short, so there may be more rows than memory.
+This module imports nothing but pyarrow: each of Spark's Python workers loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_REPEATED = 0.5
+
+
+def part_path(folder: str, number: int) -> str:
+    """The file of a partition."""
+    return f"{folder}/{number:06d}.arrow"
+
+
+def write_part(folder: str, number: int, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write a partition, whole or not at all, and return how many rows it has. The first of several attempts at it counts: its
+    file may be in use by then.
+
+    Texts of which at most half are distinct in the first batch are written as codes, with the texts once a batch.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=".writing-")
+    path, rows = part_path(folder, number), 0
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(os.fdopen(handle, "wb"))
+            writer, schema = None, pa.schema([])
+            for batch in batches:
+                if writer is None:
+                    schema = _coded_schema(batch)
+                    writer = stack.enter_context(pa.ipc.new_stream(stream, schema))
+                writer.write_batch(_coded(batch, schema))
+                rows += batch.num_rows
+        with contextlib.suppress(FileExistsError):
+            os.link(unfinished, path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return rows
+
+
+def read_part(path: str) -> pa.Table:
+    """A partition as a table over its file's memory; nothing is copied. Without a batch it has no columns."""
+    with pa.memory_map(path) as file:
+        if not file.size():
+            return pa.table({})
+        return pa.ipc.open_stream(file).read_all()
+
+
+def _coded_schema(batch: pa.RecordBatch) -> pa.Schema:
+    fields = []
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        if text and pc.count_distinct(column).as_py() <= _REPEATED * len(column):
+            field = field.with_type(pa.dictionary(pa.int32(), field.type))
+        fields.append(field.with_metadata(None))
+    return pa.schema(fields)
+
+
+def _coded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [
+        column.dictionary_encode() if pa.types.is_dictionary(field.type) else column
+        for field, column in zip(schema, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def plain_texts(table: pa.Table) -> pa.Table:
+    """The table with its codes as the texts they stand for."""
+    fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))

@@ -1,0 +1,190 @@
+"""From Spark to arrays and to Ray Data: each partition becomes an Arrow file where it was computed, in Spark's Python worker.
+
+The driver maps the files of its own machine into memory while Spark still computes others; those of other nodes come as Ray
+objects, one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymlops.data.arrays import TrainingArrays, training_arrays
+from raymlops.data.columns import encode_table
+from raymlops.data.handed import part_path, plain_texts, read_part
+from raymlops.data.schema import DataContract
+from raymlops.errors import ContractViolation
+
+if TYPE_CHECKING:
+    import ray.data
+    from pyspark.sql import DataFrame
+
+_LOOK_S = 0.01
+_STREAM_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One partition that was written: its number and rows, and the Ray node whose disk it is on."""
+
+    number: int
+    rows: int
+    node: str
+
+
+def hand_over(frame: DataFrame, folder: str) -> Iterator[pa.Table]:
+    """The partitions of a Spark frame as tables over mapped memory, in order, each as soon as it is there.
+
+    A partition's file goes when it is read; what still uses its table keeps its memory. Empty partitions may be left out.
+
+    Parameters
+    ----------
+    folder : that does not exist yet; on each node the executors make their own
+
+    Raises
+    ------
+    what Spark raises; ray.exceptions.RayError : a node went before its partitions were brought over
+    """
+    with _Job(frame, folder) as job:
+        number = 0
+        while not job.ended.wait(_LOOK_S):
+            while os.path.exists(path := part_path(folder, number)):
+                yield _taken(path)
+                number += 1
+        for part in job.result():
+            if part.number >= number and part.rows:
+                yield _brought(part, folder)
+
+
+def spark_arrays(
+    frame: DataFrame, folder: str, *, label: str | None = None, texts: Sequence[str] = ()
+) -> TrainingArrays:
+    """A Spark frame as the arrays a model is fitted on; see :func:`raymlops.data.arrays.training_arrays`."""
+    return training_arrays(hand_over(frame, folder), label=label, texts=texts)
+
+
+@contextmanager
+def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None = None) -> Iterator[ray.data.Dataset]:
+    """A Spark frame as a Ray dataset that is read in a stream, so that it may be larger than memory, until the block ends.
+
+    Spark may be stopped inside the block. With a contract the columns are those of its matrix, as float32, and the label as
+    float64: what :func:`raymlops.search.ray_train.fit_distributed` takes.
+
+    Raises
+    ------
+    what Spark raises. What breaks the contract fails the dataset's own tasks
+    """
+    with _Job(frame, folder) as job:
+        job.ended.wait()
+        by_node: dict[str, list[int]] = {}
+        for part in job.result():
+            if part.rows:
+                by_node.setdefault(part.node, []).append(part.number)
+        yield _read(by_node, folder, contract)
+
+
+def _read(by_node: dict[str, list[int]], folder: str, contract: DataContract | None) -> ray.data.Dataset:
+    import ray.data
+
+    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number in batch["item"].tolist():
+            table = read_part(part_path(folder, number))
+            for start in range(0, table.num_rows, _STREAM_ROWS):
+                rows = plain_texts(table.slice(start, _STREAM_ROWS))
+                yield rows if contract is None else encoded(rows, contract)
+
+    sets = []
+    for node, numbers in by_node.items():
+        items = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
+        sets.append(items.map_batches(read, batch_size=1, num_cpus=0.5, **where))
+    return sets[0].union(*sets[1:]) if len(sets) > 1 else sets[0]
+
+
+def encoded(table: pa.Table, contract: DataContract) -> pa.Table:
+    """Rows as a contract's matrix and label, a column each.
+
+    Raises
+    ------
+    ContractViolation : a row breaks it
+    """
+    made = encode_table(contract, table)
+    for row, reason in made.refused.items():
+        raise ContractViolation(f"Row {row} of a block breaks the data contract: {reason}")
+    columns = {name: pa.array(made.x[:, index]) for index, name in enumerate(contract.names)}
+    labels = contract.encode_label(table.column(contract.label).to_pandas())
+    return pa.table({**columns, contract.label: pa.array(labels)})
+
+
+class _Job:
+    """The Spark job that writes the partitions, in a thread of its own; the folder goes with it."""
+
+    def __init__(self, frame: DataFrame, folder: str) -> None:
+        self._frame, self._folder = frame, folder
+        self._parts: list[Part] = []
+        self._failure: BaseException | None = None
+        self.ended = threading.Event()
+
+    def __enter__(self) -> _Job:
+        threading.Thread(target=self._run, name="spark hands over", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def result(self) -> list[Part]:
+        """What was written, by number. Raises what the job raised."""
+        if self._failure is not None:
+            raise self._failure
+        return sorted(self._parts, key=lambda part: part.number)
+
+    def _run(self) -> None:
+        try:
+            rows = self._frame.mapInArrow(_writer(self._folder), "number int, rows long, node string").collect()
+            self._parts = [Part(number=row.number, rows=row.rows, node=row.node) for row in rows]
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.ended.set()
+
+
+def _writer(folder: str) -> Any:
+    """What Spark's Python workers run."""
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark import TaskContext
+
+        from raymlops.data.handed import write_part
+
+        context = TaskContext.get()
+        number = 0 if context is None else context.partitionId()
+        rows = write_part(folder, number, batches)
+        told = {"number": [number], "rows": [rows], "node": [os.environ.get("RAY_NODE_ID", "")]}
+        yield pa.RecordBatch.from_pydict(told, pa.schema([("number", "i4"), ("rows", "i8"), ("node", "str")]))
+
+    return write
+
+
+def _taken(path: str) -> pa.Table:
+    table = read_part(path)
+    os.unlink(path)
+    return table
+
+
+def _brought(part: Part, folder: str) -> pa.Table:
+    path = part_path(folder, part.number)
+    if os.path.exists(path):
+        return _taken(path)
+    there = NodeAffinitySchedulingStrategy(part.node, soft=False)
+    bring: Any = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(_taken)
+    table: pa.Table = ray.get(bring.remote(path))
+    return table
