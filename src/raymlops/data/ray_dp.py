@@ -223,6 +223,7 @@ class SparkOnRay:
             "spark.ray.raydp_spark_executor.actor.resource.cpu": "0" if on_helper else str(_SOME_CPU),
             "spark.driver.memory": "1g",
             "spark.sql.session.timeZone": "UTC",
+            "spark.sql.ansi.enabled": "true",  # a cast that fails is an error, not a null
             "spark.sql.shuffle.partitions": str(max(2, self._shape.executors * self._shape.cores)),
             "spark.sql.execution.arrow.pyspark.enabled": "true",
             "spark.sql.files.ignoreCorruptFiles": "false",
