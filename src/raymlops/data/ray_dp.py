@@ -14,11 +14,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import ray
 
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
@@ -45,6 +46,7 @@ _SOME_CPU = 0.1
 _STOP_S = 60.0
 _ABANDON_S = 10.0
 _LOOK_S = 1.0
+_GRACE_S = 86400.0
 
 _LOG4J = """\
 rootLogger.level = warn
@@ -102,6 +104,7 @@ class SparkOnRay:
         self._refuse_second()
         ensure_java(self._settings)
         self._logs.mkdir(parents=True, exist_ok=True)
+        _sweep(self._scratch.parent)
         try:
             helper = self._stack.enter_context(java_node(self._settings, self._logs, self._deadline_s))
             return self.step("starting Spark", lambda: self._start(helper is not None))
@@ -345,6 +348,15 @@ class StageWords:
         if told and told != self._said:
             self._said = told
             self._progress(f"Spark {told}")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what sessions left whose process was killed. A day's grace: the folder may be shared with other machines."""
+    for left in folder.glob("raymlops-*-*"):
+        pid = left.name.split("-")[1]
+        with suppress(OSError):
+            if pid.isdigit() and not psutil.pid_exists(int(pid)) and time.time() - left.stat().st_mtime > _GRACE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _first_line(error: BaseException) -> str:
