@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +225,12 @@ def measure(way: str, folder: Path, kind: str, rounds: int) -> dict[str, Any]:
     return told
 
 
-def compare(folder: Path, rows: int, kind: str, rounds: int) -> dict[str, Any]:
+def compare(folder: Path, rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """All ways on one table."""
     write(folder / "data", rows, kind)
     write(folder / "warm", WARM_ROWS, kind)
     found: dict[str, Any] = {}
-    for way in WAYS:
+    for way in ways:
         told = measure(way, folder, kind, rounds)
         found[way] = (
             told
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--mixed", action="store_true", help="the mixed table only")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="these only")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
@@ -280,7 +281,7 @@ def main() -> None:
     made = []
     with tempfile.TemporaryDirectory() as scratch:
         for rows, kind, rounds in tables(options):
-            made.append(compare(Path(scratch) / f"{kind}-{rows}", rows, kind, rounds))
+            made.append(compare(Path(scratch) / f"{kind}-{rows}", rows, kind, rounds, options.ways))
     wide = {item["rows"]: item for item in made if item["kind"] == "floats"}
     ratios = {
         f"ratio_best_peer_{rows // 10**6}m": wide.get(rows, {}).get("ratio") for rows in (10**6, 5 * 10**6, 20 * 10**6)

@@ -13,6 +13,7 @@ import pytest
 
 from raymlops.data.arrays import Growing, training_arrays
 from raymlops.data.handed import part_path, plain_texts, read_part, write_part
+from raymlops.data.packed import Pack, unpacked
 from raymlops.errors import DataError
 
 
@@ -112,6 +113,59 @@ def test_a_partition_is_written_once_and_texts_that_repeat_as_codes(tmp_path: Pa
     assert write_part(folder, 9, iter(())) == 0
     assert read_part(part_path(folder, 9)).num_rows == 0
     assert sorted(path.name for path in Path(folder).iterdir()) == ["000007.arrow", "000008.arrow", "000009.arrow"]
+
+
+def as_spark_holds(rows: list[list[float | int | None]], kind: str) -> pa.Array:
+    """Arrays of numbers as UnsafeArrayData: the count, a bit a null in whole words, the values, padded to 8 bytes."""
+    made = []
+    for row in rows:
+        nulls = sum(1 << index for index, value in enumerate(row) if value is None)
+        words = -(-len(row) // 64)
+        values = np.array([0 if value is None else value for value in row], kind).tobytes()
+        content = len(row).to_bytes(8, "little") + nulls.to_bytes(8 * words, "little") + values
+        made.append(content + bytes(-len(content) % 8))
+    return pa.array(made, pa.binary())
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("float32", 3), ("float32", 65), ("float64", 3), ("int32", 5), ("int64", 64)]
+)
+def test_packed_columns_come_back_as_they_were(tmp_path: Path, kind: str, width: int) -> None:
+    rng = np.random.default_rng(width)
+    rows = [[None if rng.random() < 0.2 else int(rng.integers(-9, 9)) for _ in range(width)] for _ in range(40)]
+    pack = Pack(name="packed", kind=kind, columns=tuple(f"c{i}" for i in range(width)))
+    raw = as_spark_holds(rows, kind)
+    texts = pa.array(["a", "b"] * 20)
+    batches = [
+        pa.RecordBatch.from_pydict({"packed": raw[start : start + 10], "s": texts[start : start + 10]})
+        for start in (0, 10, 20, 30)
+    ]
+    write_part(str(tmp_path), 0, batches, [pack])
+    read = read_part(part_path(str(tmp_path), 0))
+    names = ["c1", "s", "c0", *pack.columns[2:]]
+    table = plain_texts(unpacked(read, names))
+    assert table.column_names == names
+    assert table.schema.field("c1").type == pa.from_numpy_dtype(np.dtype(kind))
+    plain = pa.table({n: texts if n == "s" else pa.array([row[int(n[1:])] for row in rows], kind) for n in names})
+    for name in pack.columns:
+        np.testing.assert_array_equal(table[name].to_pandas(), plain[name].to_pandas())
+    packed, single = training_arrays([read], label="c2", names=names), training_arrays([plain], label="c2")
+    assert packed.names == single.names
+    np.testing.assert_array_equal(packed.x, single.x)
+    np.testing.assert_array_equal(packed.label, single.label)
+
+
+def test_bytes_that_are_no_arrays_are_refused() -> None:
+    pack = Pack(name="p", kind="float32", columns=("a", "b", "c"))
+    with pytest.raises(ValueError, match="5 bytes are not 1 of Spark's arrays of 3 float32"):
+        pack.of_spark(pa.array([b"12345"], pa.binary()))
+
+
+def test_infinities_in_packed_columns_count_as_missing() -> None:
+    pack = Pack(name="p", kind="float64", columns=("a", "b", "c"))
+    values = pack.of_spark(as_spark_holds([[np.inf, 1e300, 2.0]], "float64"))
+    made = training_arrays([pa.Table.from_arrays([values], schema=pa.schema([pack.field]))])
+    np.testing.assert_array_equal(made.x, [[np.nan, np.nan, 2.0]])
 
 
 def test_an_attempt_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raymlops.data.columns import number_codes
+from raymlops.data.packed import columns_of, matrix_of
+from raymlops.data.schema_column import FLOAT32_MAX
 from raymlops.errors import DataError, nearest
 
 _FILL_ROWS = 8192  # so many rows of some tens of columns stay in a core's cache while their columns are written
@@ -46,7 +48,11 @@ class TrainingArrays:
 
 
 def training_arrays(
-    tables: Iterable[pa.Table], *, label: str | None = None, texts: Sequence[str] = ()
+    tables: Iterable[pa.Table],
+    *,
+    label: str | None = None,
+    texts: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> TrainingArrays:
     """The rows of tables of the same columns as arrays, in their order; each table is let go before the next is taken.
 
@@ -54,6 +60,7 @@ def training_arrays(
     ----------
     label : column that is no feature
     texts : columns to leave as text rather than make codes of
+    names : the order of columns, where it is not the tables'
 
     Raises
     ------
@@ -62,7 +69,7 @@ def training_arrays(
     filling: _Filling | None = None
     for table in tables:
         if filling is None:
-            filling = _Filling(table.schema, label, texts)
+            filling = _Filling(table.schema, label, texts, names)
         filling.add(table)
         del table
     if filling is None:
@@ -147,50 +154,78 @@ class Growing:
 class _Filling:
     """The arrays while they are filled."""
 
-    def __init__(self, schema: pa.Schema, label: str | None, texts: Sequence[str]) -> None:
+    def __init__(self, schema: pa.Schema, label: str | None, texts: Sequence[str], names: Sequence[str] | None) -> None:
+        kinds = {
+            name: field.type.value_type if columns_of(field) != (field.name,) else field.type
+            for field in schema
+            for name in columns_of(field)
+        }
         for name in (*([label] if label else []), *texts):
-            if name not in schema.names:
-                raise DataError(f"The rows have no column {name!r}.{nearest(name, schema.names)}")
-        self._all, self._label = set(schema.names), label
-        times = [f.name for f in schema if pa.types.is_timestamp(f.type) or pa.types.is_date(f.type)]
+            if name not in kinds:
+                raise DataError(f"The rows have no column {name!r}.{nearest(name, kinds)}")
+        self._schema, self._label = set(schema.names), label
+        times = [n for n, kind in kinds.items() if pa.types.is_timestamp(kind) or pa.types.is_date(kind)]
         self._texts: dict[str, list[pa.Array]] = {name: [] for name in texts}
         self._times = {name: Growing(1, "int64") for name in times if name not in texts}
-        self._names = [n for n in schema.names if n not in self._texts and n not in self._times and n != label]
-        self._coded = {
-            name: Dictionary(name)
-            for name in [*self._names, *([label] if label else [])]
-            if _is_text(schema.field(name).type)
-        }
+        self._names = [
+            name for name in names or kinds if name not in self._texts and name not in self._times and name != label
+        ]
+        self._place = {name: index for index, name in enumerate(self._names)}
+        coded = [*self._names, *([label] if label else [])]
+        self._coded = {name: Dictionary(name) for name in coded if _is_text(kinds[name])}
         self._x = Growing(len(self._names), "float32")
         self._y = Growing(1, "float64")
 
     def add(self, table: pa.Table) -> None:
-        if set(table.column_names) != self._all:
-            other = sorted(set(table.column_names) ^ self._all)
+        if set(table.column_names) != self._schema:
+            other = sorted(set(table.column_names) ^ self._schema)
             raise DataError(f"The blocks differ in columns {', '.join(map(repr, other))}: hand over rows of one table.")
         for batch in table.to_batches():
             self._fill(batch)
 
     def _fill(self, batch: pa.RecordBatch) -> None:
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        rows = batch.num_rows
-        self._fill_matrix([self._numbers(name, columns[name]) for name in self._names], rows)
-        if self._label is not None:
-            self._y.take(rows)[:, 0] = self._numbers(self._label, columns[self._label])
-        for name, times in self._times.items():
-            micros = columns[name].cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-            if micros.null_count:
-                micros = micros.fill_null(np.iinfo(np.int64).min)  # what NumPy takes for not-a-time
-            times.take(rows)[:, 0] = micros.to_numpy()
-        for name, kept in self._texts.items():
-            kept.append(columns[name])
-
-    def _fill_matrix(self, columns: list[npt.NDArray[Any]], rows: int) -> None:
-        out = self._x.take(rows)
+        rows, out = batch.num_rows, self._x.take(batch.num_rows)
+        places: list[int] = []
+        columns: list[npt.NDArray[Any]] = []
+        for told, column in zip(batch.schema, batch.columns, strict=True):
+            inner = columns_of(told)
+            if inner != (told.name,):
+                for name, values in zip(inner, self._packed(column, inner, out), strict=True):
+                    if values is not None and name in self._place:
+                        places.append(self._place[name])
+                        columns.append(values)
+            elif told.name in self._times:
+                self._times[told.name].take(rows)[:, 0] = _micros(column)
+            elif told.name in self._texts:
+                self._texts[told.name].append(column)
+            elif told.name == self._label:
+                self._y.take(rows)[:, 0] = self._numbers(told.name, column)
+            else:
+                places.append(self._place[told.name])
+                columns.append(self._numbers(told.name, column))
         for start in range(0, rows, _FILL_ROWS):
             part = slice(start, start + _FILL_ROWS)
-            for index, values in enumerate(columns):
-                out[part, index] = values[part]
+            for place, values in zip(places, columns, strict=True):
+                out[part, place] = values[part]
+
+    def _packed(
+        self, column: pa.FixedSizeListArray, inner: Sequence[str], out: npt.NDArray[np.float32]
+    ) -> list[npt.NDArray[Any] | None]:
+        """The columns that are packed in one, ``None`` for those that have been written: all at once, where they stay together."""
+        values, missing = matrix_of(column)
+        if missing is not None:
+            values = np.where(missing, np.nan, values)
+        if values.dtype.kind == "f":
+            usable = np.isfinite(values) if values.dtype == np.float32 else np.abs(values) <= FLOAT32_MAX
+            if not usable.all():
+                values = np.where(usable, values, values.dtype.type(np.nan))
+        if self._label in inner:
+            self._y.take(len(values))[:, 0] = values[:, inner.index(self._label)]
+        places = [self._place.get(name, -1) for name in inner]
+        if values.dtype == np.float32 and places == list(range(places[0], places[0] + len(places))) and places[0] >= 0:
+            out[:, places[0] : places[0] + len(places)] = values
+            return [None] * len(inner)
+        return [values[:, index] for index in range(len(inner))]
 
     def _numbers(self, name: str, column: pa.Array) -> npt.NDArray[Any]:
         if name in self._coded:
@@ -203,7 +238,7 @@ class _Filling:
         for name, dictionary in self._coded.items():
             categories[name], renamed = dictionary.sorted()
             if renamed is not None:
-                _rename(y if name == self._label else x[:, self._names.index(name)], renamed)
+                _rename(y if name == self._label else x[:, self._place[name]], renamed)
         return TrainingArrays(
             x=x,
             names=tuple(self._names),
@@ -220,6 +255,13 @@ def _rename(codes: npt.NDArray[Any], new: npt.NDArray[np.float32]) -> None:
     for start in range(0, len(codes), _FILL_ROWS):
         part = codes[start : start + _FILL_ROWS]
         part[:] = table[np.where(np.isnan(part), -1, part).astype(np.intp)]
+
+
+def _micros(column: pa.Array) -> npt.NDArray[np.int64]:
+    micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    if micros.null_count:
+        micros = micros.fill_null(np.iinfo(np.int64).min)  # what NumPy takes for not-a-time
+    return micros.to_numpy()
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Rows on their way between processes of one machine: Arrow files, one a partition, mapped into memory and gone once read.
 
 The system keeps such a file in memory and writes it to disk only when memory is short, so there may be more rows than memory.
-This module imports nothing but pyarrow: each of Spark's Python workers loads it.
+Imports nothing but numpy and pyarrow: Spark's Python workers load this module.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from raymlops.data.packed import Pack
 
 _REPEATED = 0.5
 
@@ -23,24 +25,25 @@ def part_path(folder: str, number: int) -> str:
     return f"{folder}/{number:06d}.arrow"
 
 
-def write_part(folder: str, number: int, batches: Iterable[pa.RecordBatch]) -> int:
+def write_part(folder: str, number: int, batches: Iterable[pa.RecordBatch], packs: Sequence[Pack] = ()) -> int:
     """Write a partition, whole or not at all, and return how many rows it has. The first of several attempts at it counts: its
     file may be in use by then.
 
-    Texts of which at most half are distinct in the first batch are written as codes, with the texts once a batch.
+    Columns that are packed arrive as Spark's bytes and are written as their values. Texts of which at most half are distinct in the first batch are written as codes, with the texts once a batch.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=folder, prefix=".writing-")
     path, rows = part_path(folder, number), 0
+    by_name = {pack.name: pack for pack in packs}
     try:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(os.fdopen(handle, "wb"))
             writer, schema = None, pa.schema([])
             for batch in batches:
                 if writer is None:
-                    schema = _coded_schema(batch)
+                    schema = _schema_of(batch, by_name)
                     writer = stack.enter_context(pa.ipc.new_stream(stream, schema))
-                writer.write_batch(_coded(batch, schema))
+                writer.write_batch(_written(batch, schema, by_name))
                 rows += batch.num_rows
         with contextlib.suppress(FileExistsError):
             os.link(unfinished, path)
@@ -57,21 +60,27 @@ def read_part(path: str) -> pa.Table:
         return pa.ipc.open_stream(file).read_all()
 
 
-def _coded_schema(batch: pa.RecordBatch) -> pa.Schema:
+def _schema_of(batch: pa.RecordBatch, packs: Mapping[str, Pack]) -> pa.Schema:
     fields = []
     for field, column in zip(batch.schema, batch.columns, strict=True):
         text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        if text and pc.count_distinct(column).as_py() <= _REPEATED * len(column):
-            field = field.with_type(pa.dictionary(pa.int32(), field.type))
-        fields.append(field.with_metadata(None))
+        if field.name in packs:
+            fields.append(packs[field.name].field)
+        elif text and pc.count_distinct(column).as_py() <= _REPEATED * len(column):
+            fields.append(pa.field(field.name, pa.dictionary(pa.int32(), field.type)))
+        else:
+            fields.append(field.remove_metadata())
     return pa.schema(fields)
 
 
-def _coded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [
-        column.dictionary_encode() if pa.types.is_dictionary(field.type) else column
-        for field, column in zip(schema, batch.columns, strict=True)
-    ]
+def _written(batch: pa.RecordBatch, schema: pa.Schema, packs: Mapping[str, Pack]) -> pa.RecordBatch:
+    columns = []
+    for field, column in zip(schema, batch.columns, strict=True):
+        if field.name in packs:
+            column = packs[field.name].of_spark(column)
+        elif pa.types.is_dictionary(field.type):
+            column = column.dictionary_encode()
+        columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -53,6 +53,7 @@ class QuietSparkContext:
         self._cluster: QuietSparkCluster | None = None
         self._session: Any = None
         self._asked: Any = None
+        self._ended = False
 
     def start_master(self) -> None:
         """Start the master actor; this also fills in the configuration of the driver's JVM."""
@@ -68,10 +69,11 @@ class QuietSparkContext:
 
     def lost(self) -> str | None:
         """What has died that Spark itself does not miss, in words; asks without waiting for the answer."""
-        if self._cluster is None or self._session is None:
+        master = None if self._cluster is None or self._session is None else self._cluster._spark_master_handle
+        if master is None or self._ended:
             return None
         if self._asked is None:
-            self._asked = self._cluster._spark_master_handle.runs.remote()
+            self._asked = master.runs.remote()
         ready, _ = ray.wait([self._asked], timeout=0)
         if not ready:
             return None
@@ -82,6 +84,7 @@ class QuietSparkContext:
             return "its master has died"
 
     def stop(self, cleanup_data: bool) -> None:
+        self._ended = True
         if self._session is not None:
             self._session._jvm.org.apache.spark.deploy.raydp.RayAppMaster.shutdownRay()
         if self._cluster is not None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raymlops.data.arrays import TrainingArrays, training_arrays
 from raymlops.data.columns import encode_table
 from raymlops.data.handed import part_path, plain_texts, read_part
+from raymlops.data.packed import Pack, unpacked
+from raymlops.data.ray_pack import as_floats, pack
 from raymlops.data.schema import DataContract
 from raymlops.errors import ContractViolation
 
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.01
 _STREAM_ROWS = 65_536
+_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_BATCH_BYTES = 4 << 20
+_PLAIN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +60,21 @@ def hand_over(frame: DataFrame, folder: str) -> Iterator[pa.Table]:
     ------
     what Spark raises; ray.exceptions.RayError : a node went before its partitions were brought over
     """
-    with _Job(frame, folder) as job:
+    names = frame.columns
+    for table in _tables(*pack(frame), folder):
+        yield unpacked(table, names)
+
+
+def _tables(frame: DataFrame, packs: Sequence[Pack], folder: str) -> Iterator[pa.Table]:
+    with _Job(frame, packs, folder) as job:
         number = 0
         while not job.ended.wait(_LOOK_S):
             while os.path.exists(path := part_path(folder, number)):
-                yield _taken(path)
                 number += 1
+                table = _taken(path)
+                if table.num_rows:
+                    yield table
+                del table
         for part in job.result():
             if part.number >= number and part.rows:
                 yield _brought(part, folder)
@@ -68,8 +83,13 @@ def hand_over(frame: DataFrame, folder: str) -> Iterator[pa.Table]:
 def spark_arrays(
     frame: DataFrame, folder: str, *, label: str | None = None, texts: Sequence[str] = ()
 ) -> TrainingArrays:
-    """A Spark frame as the arrays a model is fitted on; see :func:`raymlops.data.arrays.training_arrays`."""
-    return training_arrays(hand_over(frame, folder), label=label, texts=texts)
+    """A Spark frame as the arrays a model is fitted on; see :func:`raymlops.data.arrays.training_arrays`.
+
+    Numbers become float32 in Spark already, and travel as rows of the matrix.
+    """
+    names = frame.columns
+    packed, packs = pack(as_floats(frame, {label, *texts}))
+    return training_arrays(_tables(packed, packs, folder), label=label, texts=texts, names=names)
 
 
 @contextmanager
@@ -83,23 +103,26 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
     ------
     what Spark raises. What breaks the contract fails the dataset's own tasks
     """
-    with _Job(frame, folder) as job:
+    names = tuple(frame.columns)
+    with _Job(*pack(frame), folder) as job:
         job.ended.wait()
         by_node: dict[str, list[int]] = {}
         for part in job.result():
             if part.rows:
                 by_node.setdefault(part.node, []).append(part.number)
-        yield _read(by_node, folder, contract)
+        yield _read(by_node, folder, names, contract)
 
 
-def _read(by_node: dict[str, list[int]], folder: str, contract: DataContract | None) -> ray.data.Dataset:
+def _read(
+    by_node: dict[str, list[int]], folder: str, names: Sequence[str], contract: DataContract | None
+) -> ray.data.Dataset:
     import ray.data
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for number in batch["item"].tolist():
             table = read_part(part_path(folder, number))
             for start in range(0, table.num_rows, _STREAM_ROWS):
-                rows = plain_texts(table.slice(start, _STREAM_ROWS))
+                rows = plain_texts(unpacked(table.slice(start, _STREAM_ROWS), names))
                 yield rows if contract is None else encoded(rows, contract)
 
     sets = []
@@ -128,8 +151,8 @@ def encoded(table: pa.Table, contract: DataContract) -> pa.Table:
 class _Job:
     """The Spark job that writes the partitions, in a thread of its own; the folder goes with it."""
 
-    def __init__(self, frame: DataFrame, folder: str) -> None:
-        self._frame, self._folder = frame, folder
+    def __init__(self, frame: DataFrame, packs: Sequence[Pack], folder: str) -> None:
+        self._frame, self._packs, self._folder = frame, tuple(packs), folder
         self._parts: list[Part] = []
         self._failure: BaseException | None = None
         self.ended = threading.Event()
@@ -148,16 +171,29 @@ class _Job:
         return sorted(self._parts, key=lambda part: part.number)
 
     def _run(self) -> None:
+        conf = self._frame.sparkSession.conf
         try:
-            rows = self._frame.mapInArrow(_writer(self._folder), "number int, rows long, node string").collect()
+            told = "number int, rows long, node string"
+            before = conf.get(_BATCH)
+            conf.set(_BATCH, str(self._batch_rows()))
+            try:
+                rows = self._frame.mapInArrow(_writer(self._folder, self._packs), told).collect()
+            finally:
+                conf.set(_BATCH, before)
             self._parts = [Part(number=row.number, rows=row.rows, node=row.node) for row in rows]
         except BaseException as error:
             self._failure = error
         finally:
             self.ended.set()
 
+    def _batch_rows(self) -> int:
+        """Rows a batch, which each task holds twice: Spark's own 10,000 are few of a narrow table and too many of a wide one."""
+        packed = {pack.name: np.dtype(pack.kind).itemsize * len(pack.columns) for pack in self._packs}
+        wide = sum(packed.get(name, _PLAIN_BYTES) for name in self._frame.columns)
+        return int(np.clip(_BATCH_BYTES // max(wide, 1), 512, 65_536))
 
-def _writer(folder: str) -> Any:
+
+def _writer(folder: str, packs: Sequence[Pack]) -> Any:
     """What Spark's Python workers run."""
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -167,7 +203,7 @@ def _writer(folder: str) -> Any:
 
         context = TaskContext.get()
         number = 0 if context is None else context.partitionId()
-        rows = write_part(folder, number, batches)
+        rows = write_part(folder, number, batches, packs)
         told = {"number": [number], "rows": [rows], "node": [os.environ.get("RAY_NODE_ID", "")]}
         yield pa.RecordBatch.from_pydict(told, pa.schema([("number", "i4"), ("rows", "i8"), ("node", "str")]))
 
