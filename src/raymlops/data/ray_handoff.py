@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,12 +110,13 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
         for part in job.result():
             if part.rows:
                 by_node.setdefault(part.node, []).append(part.number)
-        yield _read(by_node, folder, names, contract)
+        yield read_parts(by_node, folder, names, contract)
 
 
-def _read(
-    by_node: dict[str, list[int]], folder: str, names: Sequence[str], contract: DataContract | None
+def read_parts(
+    by_node: Mapping[str, Sequence[int]], folder: str, names: Sequence[str], contract: DataContract | None = None
 ) -> ray.data.Dataset:
+    """Partitions that lie in a folder of these Ray nodes (``""``: this one's, whichever it is) as a dataset that is read in a stream."""
     import ray.data
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
