@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymlops.data.ray_dp import SparkOnRay
-from raymlops.data.ray_handoff import spark_arrays, spark_dataset
+from raymlops.data.ray_handoff import hand_over, spark_arrays, spark_dataset
+from raymlops.data.ray_pack import pack
 from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
+from raymlops.data.ray_read import plain
 from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
@@ -245,6 +247,25 @@ class TestOneSession:
         np.testing.assert_array_equal(made.times["t"].astype("int64"), np.arange(3000) * 10**6)
         assert len(set(made.texts["u"].to_pylist())) == 3000
         assert not list((Path(spark_on_ray.folder()).parent).glob("handed-*"))
+
+    def test_packed_columns_hold_what_plain_ones_do(self, session: tuple[SparkOnRay, Any]) -> None:
+        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion."""
+        spark_on_ray, spark = session
+        kinds = ("float", "double", "int", "bigint")
+        columns = [
+            f"cast(if((id + {i}) % 7 = 0, null, (id - 150) * {i + 1} div 4) as {kind}) as `{kind} .{i}`"
+            for kind in kinds
+            for i in range(66 if kind == "float" else 3)
+        ]
+        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, "float('nan') n", "cast(id as string) s")
+        assert [len(item.columns) for item in pack(frame)[1]] == [67, 3, 3, 3]
+        expected = plain(pa.Table.from_batches(frame._collect_as_arrow()))
+        found = plain(*hand_over(frame, spark_on_ray.folder()))
+        pd.testing.assert_frame_equal(found, expected)
+        sorted_ = frame.orderBy(frame["s"].desc()).groupBy("s").agg({f"`float .{i}`": "max" for i in range(3)})
+        assert len(plain(*hand_over(sorted_, spark_on_ray.folder()))) == 300
+        twice = frame.select("s", frame["s"].alias("S"), *[frame[f"`int .{i}`"] for i in range(3)])
+        assert pack(twice)[1] == ()
 
     def test_a_stream_for_ray_train_by_a_contract(self, session: tuple[SparkOnRay, Any]) -> None:
         spark_on_ray, spark = session

@@ -44,7 +44,10 @@ class QuietSparkCluster(SparkCluster):
 
 
 class QuietSparkContext:
-    """What ``raydp.init_spark`` does, without its process-wide state and lock: a hanging start can be given up."""
+    """What ``raydp.init_spark`` does, without its process-wide state and lock: a hanging start can be given up.
+
+    The driver's JVM does not join Ray: only RayDP's own hand-over wants that.
+    """
 
     def __init__(
         self, name: str, executors: int, cores: int, memory: str, configs: dict[str, str], on_helper: bool
@@ -64,7 +67,6 @@ class QuietSparkContext:
             self.start_master()
         assert self._cluster is not None
         self._session = self._cluster.get_spark_session()
-        self._cluster.connect_spark_driver_to_ray()
         return self._session
 
     def lost(self) -> str | None:
@@ -85,8 +87,6 @@ class QuietSparkContext:
 
     def stop(self, cleanup_data: bool) -> None:
         self._ended = True
-        if self._session is not None:
-            self._session._jvm.org.apache.spark.deploy.raydp.RayAppMaster.shutdownRay()
         if self._cluster is not None:
             self._cluster.stop(cleanup_data)
 
