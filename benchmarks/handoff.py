@@ -14,7 +14,8 @@ Python workers. Rounds are interleaved by way; the median counts.
 - from_spark: ``ray.data.from_spark``
 
 The last two are filled into arrays by raymlops' own code, block by block. Peak memory is what all processes of the way (Ray, JVMs,
-Python workers) hold in anonymous and mapped pages and in /dev/shm, sampled ten times a second, less what they held before; as a multiple of the
+Python workers) hold in anonymous and mapped pages and in /dev/shm, sampled five times a second in a
+run of its own that is not timed, less what they held before; as a multiple of the
 arrays' own size. Pages of files that nobody has mapped are the system's cache and are not counted, for any way. Every way's column sums are
 compared. The last line is JSON. ``--quick``: 1 million rows, 1 round.
 """
@@ -42,7 +43,7 @@ import pyarrow.parquet as pq
 from harness import machine, versions
 
 WAYS = ("raymlops", "toPandas", "parquet", "from_spark")
-FEATURES, FILE_ROWS, WARM_ROWS = 28, 250_000, 20_000
+FEATURES, FILE_ROWS, WARM_ROWS, WARM_FILES = 28, 250_000, 20_000, 8
 CATEGORIES, TEXTS, TIMES = ([f"{letter}{i}" for i in range(n)] for letter, n in (("c", 10), ("s", 5), ("t", 5)))
 LIMIT_S = 400
 
@@ -65,11 +66,11 @@ def mixed(rows: int, rng: np.random.Generator) -> pa.Table:
     return pa.table({**columns, "y": rng.integers(0, 2, rows, dtype=np.int32)})
 
 
-def write(folder: Path, rows: int, kind: str) -> None:
+def write(folder: Path, rows: int, kind: str, file_rows: int = FILE_ROWS) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number, start in enumerate(range(0, rows, FILE_ROWS)):
-        part = globals()[kind](min(FILE_ROWS, rows - start), rng)
+    for number, start in enumerate(range(0, rows, file_rows)):
+        part = globals()[kind](min(file_rows, rows - start), rng)
         pq.write_table(part, folder / f"part-{number:05d}.parquet", use_dictionary=kind == "mixed")
 
 
@@ -138,14 +139,14 @@ def in_order(dataset: Any, texts: tuple[str, ...]) -> Any:
 
 
 def held(me: psutil.Process) -> int:
-    """Bytes in anonymous and mapped pages of all processes below this one, and in /dev/shm."""
+    """Bytes in anonymous and mapped pages of all processes below this one, shared pages by their share, and in /dev/shm."""
     total = 0
     for process in [me, *me.children(recursive=True)]:
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon", "RssFile")))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_File")))
     shared = os.statvfs("/dev/shm")
     return total * 1024 + (shared.f_blocks - shared.f_bfree) * shared.f_frsize
 
@@ -158,7 +159,7 @@ class Peak(threading.Thread):
         self._me, self._ended, self.most = psutil.Process(), threading.Event(), 0
 
     def run(self) -> None:
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(0.2):
             self.most = max(self.most, held(self._me))
 
     def stop(self) -> int:
@@ -228,7 +229,7 @@ def measure(way: str, folder: Path, kind: str, rounds: int) -> dict[str, Any]:
 def compare(folder: Path, rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """All ways on one table."""
     write(folder / "data", rows, kind)
-    write(folder / "warm", WARM_ROWS, kind)
+    write(folder / "warm", WARM_ROWS, kind, WARM_ROWS // WARM_FILES)
     found: dict[str, Any] = {}
     for way in ways:
         told = measure(way, folder, kind, rounds)

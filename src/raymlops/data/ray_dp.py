@@ -46,6 +46,7 @@ _SOME_CPU = 0.1
 _STOP_S = 60.0
 _ABANDON_S = 10.0
 _LOOK_S = 1.0
+_YOUNG_MB = 128
 _GRACE_S = 86400.0
 
 _LOG4J = """\
@@ -184,7 +185,7 @@ class SparkOnRay:
     def _shape(self) -> Shape:
         return self._given_shape or shape_for(
             [
-                Node(cpus=node["Resources"].get("CPU", 0.0), memory=node["Resources"].get("memory", 0.0))
+                Node(cpus=_cpus_of(node), memory=node["Resources"].get("memory", 0.0))
                 for node in ray.nodes()
                 if node["Alive"]
             ]
@@ -217,9 +218,12 @@ class SparkOnRay:
         log4j = self._logs / "log4j2-spark.properties"
         log4j.write_text(_LOG4J.format(path=self._logs / "spark.log"))
         quiet = f"-Dlog4j2.configurationFile=file:{log4j}"
+        shape = self._shape
+        # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
+        garbage = f"-XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * shape.cores}m"
         configs = {
             "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
-            "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet}",
+            "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
             "spark.ray.raydp_app_master.extraJavaOptions": _JAVA_OPTIONS,
             "spark.log4j.config.file.name": f"file:{log4j}",
             "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
@@ -227,9 +231,10 @@ class SparkOnRay:
             "spark.driver.memory": "1g",
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.ansi.enabled": "true",  # a cast that fails is an error, not a null
-            "spark.sql.shuffle.partitions": str(max(2, self._shape.executors * self._shape.cores)),
+            "spark.sql.shuffle.partitions": str(max(2, shape.executors * shape.cores)),
             "spark.sql.execution.arrow.pyspark.enabled": "true",
             "spark.sql.files.ignoreCorruptFiles": "false",
+            "spark.sql.files.maxPartitionBytes": "32m",  # the first are read while the last are computed
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
             "spark.local.dir": str(self._scratch),
@@ -348,6 +353,12 @@ class StageWords:
         if told and told != self._said:
             self._said = told
             self._progress(f"Spark {told}")
+
+
+def _cpus_of(node: dict[str, Any]) -> float:
+    """What Ray may use of a node, and of this machine no more than it has: its books may hold more."""
+    cpus = float(node["Resources"].get("CPU", 0.0))
+    return min(cpus, os.cpu_count() or 1) if node["NodeID"] == ray.get_runtime_context().get_node_id() else cpus
 
 
 def _sweep(folder: Path) -> None:
