@@ -6,7 +6,7 @@ Two tables in Parquet files: 28 float32 columns and a label, at 1, 5 and 20 mill
 timestamps and a label, at 1 million rows. Each way gets the same lazy ``spark.read.parquet`` in the same kind of Spark session on
 Ray, in a process of its own, and is timed from there to a float32 matrix with contiguous rows, category codes of one dictionary, the label
 as float64 and times as 64-bit integers. Texts stay texts. One small table is handed over first, so that no way pays for starting
-Python workers. Rounds are interleaved by way; the median counts.
+Python workers. The rounds of a way run in one session; their median counts.
 
 - raymlops: ``spark_arrays``
 - toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap and no limit on results

@@ -220,7 +220,7 @@ class SparkOnRay:
         quiet = f"-Dlog4j2.configurationFile=file:{log4j}"
         shape = self._shape
         # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
-        garbage = f"-XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * shape.cores}m"
+        garbage = f"-XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
         configs = {
             "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
             "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
