@@ -248,6 +248,20 @@ class TestOneSession:
         assert len(set(made.texts["u"].to_pylist())) == 3000
         assert not list((Path(spark_on_ray.folder()).parent).glob("handed-*"))
 
+    def test_workers_know_their_node(self, session: tuple[SparkOnRay, Any]) -> None:
+        """Partitions of other nodes are fetched from the node that their writers name."""
+        _, spark = session
+
+        def told(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            from raymlops.data.handed import ray_node
+
+            for _ in batches:
+                yield pa.RecordBatch.from_pydict({"node": [ray_node()]})
+
+        assert {row.node for row in spark.range(2).mapInArrow(told, "node string").collect()} == {
+            ray.get_runtime_context().get_node_id()
+        }
+
     def test_packed_columns_hold_what_plain_ones_do(self, session: tuple[SparkOnRay, Any]) -> None:
         """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion."""
         spark_on_ray, spark = session

@@ -18,6 +18,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from raymlops.data.handed import ray_node
 from raymlops.data.ray_dp import SparkOnRay, ensure_java
 from raymlops.data.ray_prepare import read_frame
 from raymlops.data.sources import SparkSource
@@ -30,7 +31,7 @@ ROWS, PARTITIONS = 4000, 8
 def kills_its_node_once(node: str, raylet: int, marker: str) -> Any:
     def work(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
-            if os.environ["RAY_NODE_ID"] == node and not Path(marker).exists():
+            if ray_node() == node and not Path(marker).exists():
                 Path(marker).touch()
                 psutil.Process(raylet).kill()
             yield batch

@@ -88,3 +88,15 @@ def plain_texts(table: pa.Table) -> pa.Table:
     """The table with its codes as the texts they stand for."""
     fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
     return table.cast(pa.schema(fields))
+
+
+def ray_node() -> str:
+    """The Ray node whose raylet started this process or one above it; ``""`` when that does not tell.
+
+    A process that is no Ray worker itself, such as Spark's Python workers, knows the raylet by the variable its parent had.
+    """
+    try:
+        words = Path(f"/proc/{os.environ.get('RAY_RAYLET_PID', 'none')}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return next((word.partition(b"=")[2].decode() for word in words if word.startswith(b"--node_id=")), "")

@@ -200,12 +200,12 @@ def _writer(folder: str, packs: Sequence[Pack]) -> Any:
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pyspark import TaskContext
 
-        from raymlops.data.handed import write_part
+        from raymlops.data.handed import ray_node, write_part
 
         context = TaskContext.get()
         number = 0 if context is None else context.partitionId()
         rows = write_part(folder, number, batches, packs)
-        told = {"number": [number], "rows": [rows], "node": [os.environ.get("RAY_NODE_ID", "")]}
+        told = {"number": [number], "rows": [rows], "node": [ray_node()]}
         yield pa.RecordBatch.from_pydict(told, pa.schema([("number", "i4"), ("rows", "i8"), ("node", "str")]))
 
     return write
