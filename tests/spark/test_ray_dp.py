@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raymlops.data.ray_dp import SparkOnRay
 from raymlops.data.ray_handoff import hand_over, spark_arrays, spark_dataset

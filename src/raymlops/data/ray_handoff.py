@@ -25,7 +25,7 @@ from raymlops.data.handed import part_path, plain_texts, read_part
 from raymlops.data.packed import Pack, unpacked
 from raymlops.data.ray_pack import as_floats, pack
 from raymlops.data.schema import DataContract
-from raymlops.errors import ContractViolation
+from raymlops.errors import ContractViolation, SparkUnavailable
 
 if TYPE_CHECKING:
     import ray.data
@@ -221,6 +221,8 @@ def _brought(part: Part, folder: str) -> pa.Table:
     path = part_path(folder, part.number)
     if os.path.exists(path):
         return _taken(path)
+    if not part.node:
+        raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
     there = NodeAffinitySchedulingStrategy(part.node, soft=False)
     bring: Any = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(_taken)
     table: pa.Table = ray.get(bring.remote(path))
