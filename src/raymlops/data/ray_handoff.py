@@ -25,7 +25,7 @@ from raymlops.data.handed import part_path, plain_texts, read_part
 from raymlops.data.packed import Pack, unpacked
 from raymlops.data.ray_pack import as_floats, pack
 from raymlops.data.schema import DataContract
-from raymlops.errors import ContractViolation, SparkUnavailable
+from raymlops.errors import ContractViolation, DataError, SparkUnavailable
 
 if TYPE_CHECKING:
     import ray.data
@@ -96,12 +96,12 @@ def spark_arrays(
 def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None = None) -> Iterator[ray.data.Dataset]:
     """A Spark frame as a Ray dataset that is read in a stream, so that it may be larger than memory, until the block ends.
 
-    Spark may be stopped inside the block. With a contract the columns are those of its matrix, as float32, and the label as
-    float64: what :func:`raymlops.search.ray_train.fit_distributed` takes.
+    Spark may be stopped inside the block, when ``folder`` is not one of its own. With a contract the columns are those of its
+    matrix, as float32, and the label as float64: what :func:`raymlops.search.ray_train.fit_distributed` takes.
 
     Raises
     ------
-    what Spark raises. What breaks the contract fails the dataset's own tasks
+    DataError : no rows; and what Spark raises. What breaks the contract fails the dataset's own tasks
     """
     names = tuple(frame.columns)
     with _Job(*pack(frame), folder) as job:
@@ -110,6 +110,8 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
         for part in job.result():
             if part.rows:
                 by_node.setdefault(part.node, []).append(part.number)
+        if not by_node:
+            raise DataError("No rows were handed over.")
         yield read_parts(by_node, folder, names, contract)
 
 
