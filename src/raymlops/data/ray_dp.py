@@ -69,6 +69,7 @@ class SparkOnRay:
     Parameters
     ----------
     shape : how many executors, with how many task slots and how much heap each; from the cluster's nodes when not given
+    data_bytes : what is read, where that is known: a small input does not want an executor on every node
     jars : local paths put on the class path of driver and executors, such as a JDBC driver
     progress : told what Spark is at while a step runs
     deadline_s : the longest one step (start, read, hand-over) may take; a lost RayDP master otherwise hangs for ever
@@ -87,8 +88,9 @@ class SparkOnRay:
         deadline_s: float = 300.0,
         jars: Sequence[str] = (),
         progress: Progress | None = None,
+        data_bytes: int | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._data_bytes = settings, data_bytes
         self._given_shape, self._jars = shape, tuple(jars)
         self._deadline_s = deadline_s
         self._stages = StageWords(progress)
@@ -188,7 +190,8 @@ class SparkOnRay:
                 Node(cpus=_cpus_of(node), memory=node["Resources"].get("memory", 0.0))
                 for node in ray.nodes()
                 if node["Alive"]
-            ]
+            ],
+            data_bytes=self._data_bytes,
         )
 
     def _start(self, on_helper: bool) -> SparkSession:

@@ -13,7 +13,7 @@ import ray
 from raymlops.data.combined import CombinedSource, combine
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.features_parity import parity
-from raymlops.data.files import is_small, plain_types, read_files
+from raymlops.data.files import bytes_of, is_small, plain_types, read_files
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay
 from raymlops.data.ray_handoff import hand_over
@@ -208,7 +208,8 @@ def _whole(part: pa.Table | RaymlopsError) -> pa.Table:
 def _through_spark(source: Source, way: _Way) -> pd.DataFrame:
     way.say("starting Spark on Ray")
     jars = source.jars if isinstance(source, SQLSource) else ()
-    spark_on_ray = SparkOnRay(way.settings, deadline_s=way.deadline_s, jars=jars, progress=way.say)
+    size = bytes_of(source.expand()[0]) if isinstance(source, FileSource) else None
+    spark_on_ray = SparkOnRay(way.settings, deadline_s=way.deadline_s, jars=jars, progress=way.say, data_bytes=size)
     with spark_on_ray as spark:
         return read_frame(spark_on_ray, spark, source, way.features, way.say, way.on_raw, way.hidden, way.on_plan)
 
