@@ -2,9 +2,10 @@
 
     python benchmarks/handoff.py [--quick] [--rows N ...] [--rounds N] [--mixed]
 
-Two tables in Parquet files: 28 float32 columns and a label, at 1, 5 and 20 million rows; and a mixed one of 10 categories, 5 texts, 5
-timestamps and a label, at 1 million rows. Each way gets the same lazy ``spark.read.parquet`` in the same kind of Spark session on
-Ray, in a process of its own, and is timed from there to a float32 matrix with contiguous rows, category codes of one dictionary, the label
+Two tables: 28 float32 columns and a label, at 1, 5 and 20 million rows; and a mixed one of 10 categories, 5 texts, 5 timestamps and a label,
+at 1 million rows. Spark makes their values from the row's number while it hands them over, which costs next to nothing, so that the
+hand-over is measured and not a scan. Each way gets the same frame in the same kind of Spark session on Ray, in a process of its own,
+and is timed from there to a float32 matrix with contiguous rows, category codes of one dictionary, the label
 as float64 and times as 64-bit integers. Texts stay texts. One small table is handed over first, so that no way pays for starting
 Python workers. The rounds of a way run in one session; their median counts.
 
@@ -38,40 +39,34 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 from harness import machine, versions
 
 WAYS = ("raymlops", "toPandas", "parquet", "from_spark")
-FEATURES, FILE_ROWS, WARM_ROWS, WARM_FILES = 28, 250_000, 20_000, 8
+FEATURES, PART_ROWS, WARM_ROWS, WARM_PARTS = 28, 250_000, 20_000, 4
 CATEGORIES, TEXTS, TIMES = ([f"{letter}{i}" for i in range(n)] for letter, n in (("c", 10), ("s", 5), ("t", 5)))
-LIMIT_S = 400
+LIMIT_S = 240
 
 
 # --- the tables ------------------------------------------------------------------------------------------
 
 
-def floats(rows: int, rng: np.random.Generator) -> pa.Table:
-    columns = {f"f{i:02d}": rng.standard_normal(rows, dtype=np.float32) for i in range(FEATURES)}
-    return pa.table({**columns, "y": (columns["f00"] > 0).astype(np.int32)})
+def floats(spark: Any, rows: int, parts: int) -> Any:
+    numbers = [f"cast({part(i, 20)} as float) as f{i:02d}" for i in range(FEATURES)]
+    return spark.range(0, rows, 1, parts).selectExpr(*numbers, f"cast({part(99, 1)} as int) as y")
 
 
-def mixed(rows: int, rng: np.random.Generator) -> pa.Table:
-    words = np.array([f"value-{i:03d}" for i in range(100)])
-    columns: dict[str, Any] = {name: pa.array(words[rng.integers(0, 100, rows)]) for name in CATEGORIES}
-    for name in TEXTS:
-        columns[name] = pa.array(np.char.add("text ", rng.integers(10**11, 10**12, rows).astype(str)))
-    for name in TIMES:
-        columns[name] = pa.array(rng.integers(10**15, 2 * 10**15, rows), pa.timestamp("us", "UTC"))
-    return pa.table({**columns, "y": rng.integers(0, 2, rows, dtype=np.int32)})
+def mixed(spark: Any, rows: int, parts: int) -> Any:
+    values = ", ".join(f"'value-{i:02d}'" for i in range(64))
+    categories = [f"elt(cast({part(i, 6)} as int) + 1, {values}) as {name}" for i, name in enumerate(CATEGORIES)]
+    texts = [f"concat('text ', id + {i}, ' ', {part(20 + i, 30)}) as {name}" for i, name in enumerate(TEXTS)]
+    times = [f"timestamp_micros(1700000000000000 + {part(30 + i, 40)}) as {name}" for i, name in enumerate(TIMES)]
+    label = f"cast({part(99, 1)} as int) as y"
+    return spark.range(0, rows, 1, parts).selectExpr(*categories, *texts, *times, label)
 
 
-def write(folder: Path, rows: int, kind: str, file_rows: int = FILE_ROWS) -> None:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number, start in enumerate(range(0, rows, file_rows)):
-        part = globals()[kind](min(file_rows, rows - start), rng)
-        pq.write_table(part, folder / f"part-{number:05d}.parquet", use_dictionary=kind == "mixed")
+def part(number: int, bits: int) -> str:
+    """Some bits of a product of the row's number: no two columns alike, and next to nothing to compute."""
+    return f"shiftright(((id + 1) * {2654435761 + 2 * 7919 * number}L) & {2**48 - 1}L, {48 - bits})"
 
 
 # --- the ways --------------------------------------------------------------------------------------------
@@ -168,7 +163,7 @@ class Peak(threading.Thread):
         return self.most
 
 
-def child(way: str, folder: Path, kind: str, rounds: int) -> None:
+def child(way: str, rows: int, kind: str, rounds: int) -> None:
     """Prints one line of JSON: seconds of each round, and peak memory of a last one, because sampling costs time."""
     from raymlops.data.ray_dp import SparkOnRay
     from raymlops.loop.ray_connect import connect
@@ -179,7 +174,7 @@ def child(way: str, folder: Path, kind: str, rounds: int) -> None:
             more = {"spark.driver.memory": "6g", "spark.driver.maxResultSize": "0"} if way == "toPandas" else {}
             return {**super()._configs(on_helper), **more}
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as home:
+    with tempfile.TemporaryDirectory() as home:
         settings = Settings.read({**os.environ, "RAYMLOPS_HOME": home, "RAYMLOPS_RAY_ADDRESS": "local"})
         settings.ensure_home()
         connect(settings)
@@ -189,8 +184,9 @@ def child(way: str, folder: Path, kind: str, rounds: int) -> None:
         with session as spark:
             if way == "from_spark":
                 session._context._cluster.connect_spark_driver_to_ray()
+            make = globals()[kind]
             for _ in range(2):
-                work(spark.read.parquet(str(folder / "warm")), session, texts)
+                work(make(spark, WARM_ROWS, WARM_PARTS), session, texts)
             before = held(psutil.Process())
             seconds, sums, size = [], [], 0
             for turn in range(rounds + 1):
@@ -198,7 +194,7 @@ def child(way: str, folder: Path, kind: str, rounds: int) -> None:
                 if turn == rounds:
                     peak.start()
                 began = time.perf_counter()
-                made = work(spark.read.parquet(str(folder / "data")), session, texts)
+                made = work(make(spark, rows, max(WARM_PARTS, rows // PART_ROWS)), session, texts)
                 took = time.perf_counter() - began
                 if turn < rounds:
                     seconds.append(took)
@@ -217,22 +213,23 @@ def child(way: str, folder: Path, kind: str, rounds: int) -> None:
             print(json.dumps(told), flush=True)
 
 
-def measure(way: str, folder: Path, kind: str, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--kind", kind, "--rounds", str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S + 100, check=False)
+def measure(way: str, rows: int, kind: str, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--way", way, "--rows", str(rows), "--kind", kind, "--rounds", str(rounds)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"it did not finish {rounds + 1} rounds within {LIMIT_S} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no words"])[-1][:300]}
     told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return told
 
 
-def compare(folder: Path, rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
+def compare(rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """All ways on one table."""
-    write(folder / "data", rows, kind)
-    write(folder / "warm", WARM_ROWS, kind, WARM_ROWS // WARM_FILES)
     found: dict[str, Any] = {}
     for way in ways:
-        told = measure(way, folder, kind, rounds)
+        told = measure(way, rows, kind, rounds)
         found[way] = (
             told
             if "failed" in told
@@ -245,7 +242,6 @@ def compare(folder: Path, rows: int, kind: str, rounds: int, ways: Sequence[str]
             }
         )
         print(f"{rows:,} rows, {kind}, {way}: {found[way] | {'sums': None}}", flush=True)
-    shutil.rmtree(folder)
     fine = {way: item for way, item in found.items() if "failed" not in item}
     sums = [item.pop("sums") for item in fine.values()]
     for other in sums[1:]:
@@ -272,17 +268,15 @@ def main() -> None:
     parser.add_argument("--mixed", action="store_true", help="the mixed table only")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="these only")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        child(options.way, options.folder, options.kind, options.rounds)
+        child(options.way, options.rows[0], options.kind, options.rounds)
         return
     load = machine()
     made = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for rows, kind, rounds in tables(options):
-            made.append(compare(Path(scratch) / f"{kind}-{rows}", rows, kind, rounds, options.ways))
+    for rows, kind, rounds in tables(options):
+        made.append(compare(rows, kind, rounds, options.ways))
     wide = {item["rows"]: item for item in made if item["kind"] == "floats"}
     ratios = {
         f"ratio_best_peer_{rows // 10**6}m": wide.get(rows, {}).get("ratio") for rows in (10**6, 5 * 10**6, 20 * 10**6)
