@@ -10,7 +10,7 @@ as float64 and times as 64-bit integers. Texts stay texts. One small table is ha
 Python workers. The rounds of a way run in one session; their median counts.
 
 - raymlops: ``spark_arrays``
-- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap and no limit on results
+- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap, a collector for it, and no limit on results
 - parquet: Spark writes uncompressed Parquet to the same disk, ``ray.data.read_parquet`` reads it
 - from_spark: ``ray.data.from_spark``
 
@@ -165,14 +165,18 @@ class Peak(threading.Thread):
 
 def child(way: str, rows: int, kind: str, rounds: int) -> None:
     """Prints one line of JSON: seconds of each round, and peak memory of a last one, because sampling costs time."""
-    from raymlops.data.ray_dp import SparkOnRay
+    from raymlops.data.ray_dp import DRIVER_GARBAGE, SparkOnRay
     from raymlops.loop.ray_connect import connect
     from raymlops.settings import Settings
 
     class Session(SparkOnRay):
         def _configs(self, on_helper: bool) -> dict[str, str]:
-            more = {"spark.driver.memory": "6g", "spark.driver.maxResultSize": "0"} if way == "toPandas" else {}
-            return {**super()._configs(on_helper), **more}
+            configs = super()._configs(on_helper)
+            if way == "toPandas":  # all rows pass the driver
+                options = configs["spark.driver.extraJavaOptions"].replace(DRIVER_GARBAGE, "")
+                configs |= {"spark.driver.memory": "6g", "spark.driver.maxResultSize": "0"}
+                configs |= {"spark.driver.extraJavaOptions": options}
+            return configs
 
     with tempfile.TemporaryDirectory() as home:
         settings = Settings.read({**os.environ, "RAYMLOPS_HOME": home, "RAYMLOPS_RAY_ADDRESS": "local"})

@@ -46,7 +46,8 @@ _SOME_CPU = 0.1
 _STOP_S = 60.0
 _ABANDON_S = 10.0
 _LOOK_S = 1.0
-_YOUNG_MB = 128
+_YOUNG_MB = 64
+DRIVER_GARBAGE = "-XX:+UseSerialGC -XX:MaxNewSize=64m"  # it plans; rows pass it by
 _GRACE_S = 86400.0
 
 _LOG4J = """\
@@ -225,7 +226,7 @@ class SparkOnRay:
         # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
         garbage = f"-XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
         configs = {
-            "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
+            "spark.driver.extraJavaOptions": f"{_JAVA_OPTIONS} {DRIVER_GARBAGE}",
             "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
             "spark.ray.raydp_app_master.extraJavaOptions": _JAVA_OPTIONS,
             "spark.log4j.config.file.name": f"file:{log4j}",
