@@ -28,6 +28,13 @@ from raymlops.settings import Settings
 ROWS, PARTITIONS = 4000, 8
 
 
+class WholeCpus(SparkOnRay):
+    """Executors that take a CPU each, so that each node has room for one."""
+
+    def _configs(self, on_helper: bool) -> dict[str, str]:
+        return {**super()._configs(on_helper), "spark.ray.raydp_spark_executor.actor.resource.cpu": "1"}
+
+
 def kills_its_node_once(node: str, raylet: int, marker: str) -> Any:
     def work(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
@@ -43,8 +50,7 @@ def main() -> None:
     settings = Settings.read({**os.environ, "RAYMLOPS_HOME": sys.argv[1]})
     settings.ensure_home()
     ensure_java(settings)
-    # The head has room for one executor, so the other one goes to the second node.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0.1, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     raylet = second.all_processes["raylet"][0].process.pid
@@ -55,7 +61,7 @@ def main() -> None:
         return rows.mapInPandas(kills_its_node_once(second.node_id, raylet, marker), rows.schema)
 
     shape = Shape(executors=2, cores=1, memory="512m")
-    spark_on_ray = SparkOnRay(settings, shape=shape, deadline_s=120.0)
+    spark_on_ray = WholeCpus(settings, shape=shape, deadline_s=120.0)
     with spark_on_ray as spark:
         running = spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
         frame = read_frame(spark_on_ray, spark, SparkSource(prepare, label="y"), None, lambda _: None)
