@@ -38,7 +38,8 @@ def write_part(folder: str, number: int, batches: Iterable[pa.RecordBatch], pack
     try:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(os.fdopen(handle, "wb"))
-            writer, schema = None, pa.schema([])
+            writer: pa.RecordBatchStreamWriter | None = None
+            schema = pa.schema([])
             for batch in batches:
                 if writer is None:
                     schema = _schema_of(batch, by_name)

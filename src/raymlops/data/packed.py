@@ -61,7 +61,8 @@ class Pack:
             else np.empty((0, size), "u1")
         )
         values = np.ascontiguousarray(raw[:, head : head + width * dtype.itemsize]).view(dtype)
-        nulls, missing = raw[:, _WORD:head], None
+        nulls = raw[:, _WORD:head]
+        missing: npt.NDArray[np.bool_] | None = None
         if nulls.any():
             missing = np.unpackbits(np.ascontiguousarray(nulls), axis=1, count=width, bitorder="little").astype(bool)
             if dtype.kind == "f":

@@ -11,7 +11,10 @@ from raydp.spark.ray_cluster import SparkCluster
 from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX, RayDPSparkMaster
 
 
-class WatchedMaster(RayDPSparkMaster.__ray_metadata__.modified_class):  # type: ignore[name-defined]
+_Master: Any = RayDPSparkMaster.__ray_metadata__.modified_class
+
+
+class WatchedMaster(_Master):
     """RayDP's master, which can tell whether the JVM of its application master runs: without it Spark waits for ever."""
 
     def runs(self) -> bool:

@@ -237,7 +237,8 @@ def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:
     """
     contract, time = snapshot.contract, snapshot.time
     x = np.empty((snapshot.rows, len(contract.columns)), dtype=np.float32)
-    labels, times = [], []
+    labels: list[npt.NDArray[np.float64]] = []
+    times: list[npt.NDArray[np.float64]] = []
     first = snapshot.split.train
     second = first + snapshot.split.validation
     row = 0
