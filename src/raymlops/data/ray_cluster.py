@@ -10,7 +10,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydp.spark.ray_cluster import SparkCluster
 from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX, RayDPSparkMaster
 
-
 _Master: Any = RayDPSparkMaster.__ray_metadata__.modified_class
 
 
