@@ -88,7 +88,7 @@ def spark_arrays(
     Numbers become float32 in Spark already, and travel as rows of the matrix.
     """
     names = frame.columns
-    packed, packs = pack(as_floats(frame, {label, *texts}))
+    packed, packs = pack(as_floats(frame, {label, *texts}), texts)
     return training_arrays(_tables(packed, packs, folder), label=label, texts=texts, names=names)
 
 

@@ -29,13 +29,13 @@ def as_floats(frame: DataFrame, others: Collection[str | None] = ()) -> DataFram
     )
 
 
-def pack(frame: DataFrame) -> tuple[DataFrame, tuple[Pack, ...]]:
-    """The frame with three and more columns of one number type as one, which come first, and what was packed."""
+def pack(frame: DataFrame, alone: Collection[str] = ()) -> tuple[DataFrame, tuple[Pack, ...]]:
+    """The frame with three and more columns of one number type as one, which come first, and what was packed; but for some."""
     from pyspark.sql import functions as f
 
     by_kind: dict[str, list[str]] = {}
     for name, kind in frame.dtypes:
-        if kind in _KINDS:
+        if kind in _KINDS and name not in alone:
             by_kind.setdefault(kind, []).append(name)
     packs = tuple(
         Pack(name=f"packed {kind}", kind=_KINDS[kind], columns=tuple(names))
