@@ -58,7 +58,10 @@ def floats(spark: Any, rows: int, parts: int) -> Any:
 def mixed(spark: Any, rows: int, parts: int) -> Any:
     values = ", ".join(f"'value-{i:02d}'" for i in range(64))
     categories = [f"elt(cast({part(i, 6)} as int) + 1, {values}) as {name}" for i, name in enumerate(CATEGORIES)]
-    texts = [f"concat('text ', id + {i}, ' ', {part(20 + i, 30)}) as {name}" for i, name in enumerate(TEXTS)]
+    texts = [
+        f"concat('text ', cast(id + {i} as string), cast({part(20 + i, 30)} as string)) as {name}"
+        for i, name in enumerate(TEXTS)
+    ]
     times = [f"timestamp_micros(1700000000000000 + {part(30 + i, 40)}) as {name}" for i, name in enumerate(TIMES)]
     label = f"cast({part(99, 1)} as int) as y"
     return spark.range(0, rows, 1, parts).selectExpr(*categories, *texts, *times, label)

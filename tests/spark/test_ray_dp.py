@@ -232,7 +232,7 @@ class TestOneSession:
         spark_on_ray, spark = session
         columns = (
             "cast(id as float) f",
-            "concat('k', id div 500) k",
+            "concat('k', cast(id div 500 as string)) k",
             "uuid() u",
             "timestamp_seconds(id) t",
             "id % 2 y",
