@@ -47,6 +47,8 @@ _STOP_S = 60.0
 _ABANDON_S = 10.0
 _LOOK_S = 1.0
 _YOUNG_MB = 64
+# Of some tens of columns Spark makes one method, and by itself a JVM only interprets methods of more than 8,000 bytes.
+_COMPILED = "-XX:-DontCompileHugeMethods"
 DRIVER_GARBAGE = "-XX:+UseSerialGC -XX:MaxNewSize=64m"  # it plans; rows pass it by
 _GRACE_S = 86400.0
 
@@ -224,7 +226,7 @@ class SparkOnRay:
         quiet = f"-Dlog4j2.configurationFile=file:{log4j}"
         shape = self._shape
         # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
-        garbage = f"-XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
+        garbage = f"{_COMPILED} -XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
         configs = {
             "spark.driver.extraJavaOptions": f"{_JAVA_OPTIONS} {DRIVER_GARBAGE}",
             "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
