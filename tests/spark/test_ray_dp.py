@@ -20,9 +20,10 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX
 
-from raymlops.data.ray_dp import SparkOnRay, to_arrow
+from raymlops.data.ray_dp import SparkOnRay
+from raymlops.data.ray_handoff import hand_over, spark_arrays, spark_dataset
+from raymlops.data.ray_pack import pack
 from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.ray_read import plain, read_source, with_features
@@ -92,7 +93,7 @@ def test_csv_with_features_in_time_order(spark_ready: Settings, folder: Path) ->
     np.testing.assert_array_equal(frame["twice"], [np.nan, 5.0, 9.0, 3.0])
     assert frame["when"].dtype.kind == "M"
     told = [line for line in said if not line.startswith("Spark stage")]
-    assert told == ["starting Spark on Ray", "reading with Spark", "handing the partitions to Ray"]
+    assert told == ["starting Spark on Ray", "reading with Spark", "taking the partitions from Spark"]
     assert (Path(spark_ready.home) / "logs" / "spark-driver.log").exists()
     assert not jvms()
 
@@ -263,44 +264,94 @@ class TestOneSession:
         pd.testing.assert_frame_equal(alone, by_spark)
         assert alone["n"].tolist() == [-1, 2, 3]
 
+    def test_arrays_of_one_dictionary_and_texts_that_stay(self, session: tuple[SparkOnRay, Any]) -> None:
+        spark_on_ray, spark = session
+        columns = (
+            "cast(id as float) f",
+            "concat('k', cast(id div 500 as string)) k",
+            "uuid() u",
+            "timestamp_seconds(id) t",
+            "id % 2 y",
+        )
+        frame = spark.range(0, 3000, 1, 6).selectExpr(*columns)
+        made = spark_arrays(frame, spark_on_ray.folder(), label="y", texts=("u",))
+        assert made.names == ("f", "k")
+        np.testing.assert_array_equal(made.x[:, 0], np.arange(3000, dtype=np.float32))
+        np.testing.assert_array_equal(made.x[:, 1], np.arange(3000) // 500)  # each partition has a text of its own
+        assert made.categories["k"] == tuple(f"k{i}" for i in range(6))
+        assert made.label is not None
+        np.testing.assert_array_equal(made.label, np.arange(3000) % 2)
+        np.testing.assert_array_equal(made.times["t"].astype("int64"), np.arange(3000) * 10**6)
+        assert len(set(made.texts["u"].to_pylist())) == 3000
+        assert not list((Path(spark_on_ray.folder()).parent).glob("handed-*"))
+
+    def test_workers_know_their_node(self, session: tuple[SparkOnRay, Any]) -> None:
+        """Partitions of other nodes are fetched from the node that their writers name."""
+        _, spark = session
+
+        def told(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            from raymlops.data.handed import ray_node
+
+            for _ in batches:
+                yield pa.RecordBatch.from_pydict({"node": [ray_node()]})
+
+        assert {row.node for row in spark.range(2).mapInArrow(told, "node string").collect()} == {
+            ray.get_runtime_context().get_node_id()
+        }
+
+    def test_packed_columns_hold_what_plain_ones_do(self, session: tuple[SparkOnRay, Any]) -> None:
+        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion."""
+        spark_on_ray, spark = session
+        kinds = ("float", "double", "int", "bigint")
+        columns = [
+            f"cast(if((id + {i}) % 7 = 0, null, (id - 150) * {i + 1} div 4) as {kind}) as `{kind} .{i}`"
+            for kind in kinds
+            for i in range(66 if kind == "float" else 3)
+        ]
+        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, "float('nan') n", "cast(id as string) s")
+        assert [len(item.columns) for item in pack(frame)[1]] == [67, 3, 3, 3]
+        expected = plain(pa.Table.from_batches(frame._collect_as_arrow()))
+        found = plain(*hand_over(frame, spark_on_ray.folder()))
+        pd.testing.assert_frame_equal(found, expected)
+        sorted_ = frame.orderBy(frame["s"].desc()).groupBy("s").agg({f"`float .{i}`": "max" for i in range(3)})
+        assert len(plain(*hand_over(sorted_, spark_on_ray.folder()))) == 300
+        twice = frame.select("s", frame["s"].alias("S"), *[frame[f"`int .{i}`"] for i in range(3)])
+        assert pack(twice)[1] == ()
+
+    def test_a_stream_for_ray_train_by_a_contract(self, session: tuple[SparkOnRay, Any]) -> None:
+        spark_on_ray, spark = session
+        columns = ("cast(id as float) f", "if(id % 3 = 0, 'a', 'b') k", "if(id % 2 = 0, 'no', 'yes') y")
+        frame = spark.range(0, 3000, 1, 5).selectExpr(*columns)
+        seen = pd.DataFrame({"f": [0.5, 1.5], "k": ["a", "b"], "y": ["no", "yes"]})
+        contract = learn_contract(seen, "y")
+        with spark_dataset(frame, spark_on_ray.folder(), contract) as dataset:
+            rows = dataset.to_pandas().sort_values("f", ignore_index=True)
+        assert rows["f"].tolist() == list(range(3000))
+        assert rows["k"].tolist() == [float(i % 3 != 0) for i in range(3000)]
+        assert rows["y"].tolist() == [float(i % 2) for i in range(3000)]
+        with spark_dataset(frame.where("f < 10"), spark_on_ray.folder()) as dataset:
+            assert sorted(dataset.to_pandas()["k"]) == ["a"] * 4 + ["b"] * 6
+
+    def test_a_cast_that_fails_is_an_error_and_no_null(self, read: Read) -> None:
+        with pytest.raises(DataError, match=r"CAST_INVALID_INPUT.*'twelve'"):
+            read(
+                SparkSource(
+                    lambda s: s.sql("select cast(a as int) n, 1 y from values ('1'), ('twelve') t(a)"), label="y"
+                )
+            )
+
+    def test_no_rows_keep_their_columns(self, read: Read) -> None:
+        frame = read(SparkSource(lambda s: numbers(s).where("id < 0"), label="y", time="t"))
+        assert list(frame.columns) == ["id", "d", "y", "t"]
+        assert frame.empty
+
     def test_a_second_session_is_refused(self, read: Read, spark_ready: Settings) -> None:
         second = SparkOnRay(spark_ready)
         with pytest.raises(SparkUnavailable, match="A Spark session is active in this process already"):
             second.__enter__()
 
 
-@ray.remote(num_cpus=0)
-class Counter:
-    def add(self) -> int:
-        return 1
-
-
-@ray.remote(num_cpus=0)
-def makes_an_actor() -> tuple[int, int]:
-    import os
-
-    return os.getpid(), ray.get(Counter.remote().add.remote())
-
-
-@ray.remote(num_cpus=0)
-def loads_local_code() -> bool:
-    return bool(ray._private.worker.global_worker.load_code_from_local)
-
-
-def test_workers_that_fetched_are_sound_and_blocks_outlive_spark(spark_ready: Settings, tmp_path: Path) -> None:
-    with SparkOnRay(spark_ready) as spark:
-        blocks = to_arrow(spark.range(0, 1000, 1, 4).selectExpr("id", "id * 2 as double"))
-    tables = ray.get(blocks)
-    assert len(blocks) == 4
-    assert pa.concat_tables(tables)["id"].to_pylist() == list(range(1000))
-    # RayDP's own fetch leaves load_code_from_local on, and then these fail in the workers that fetched.
-    assert {made for _, made in ray.get([makes_an_actor.remote() for _ in range(8)])} == {1}
-    assert not any(ray.get([loads_local_code.remote() for _ in range(8)]))
-    pq.write_table(tables[0], tmp_path / "block.parquet")
-    assert ray.data.read_parquet(str(tmp_path / "block.parquet")).count() == 250
-
-
-def test_a_step_past_its_deadline_is_ended_and_spark_starts_again(spark_ready: Settings) -> None:
+def test_a_step_past_its_deadline_is_ended(spark_ready: Settings) -> None:
     spark_on_ray = SparkOnRay(spark_ready)
     stop = threading.Event()
     with spark_on_ray as spark:
@@ -308,24 +359,4 @@ def test_a_step_past_its_deadline_is_ended_and_spark_starts_again(spark_ready: S
         with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
             spark_on_ray.step("waiting", stop.wait, 0.2)
     stop.set()
-    assert not jvms()
-    with SparkOnRay(spark_ready) as spark:
-        assert spark.range(7).count() == 7
-
-
-def test_losing_the_master_is_noticed_and_the_session_is_started_once_more(spark_ready: Settings) -> None:
-    starts: list[str] = []
-
-    def prepare(spark: Any) -> Any:
-        name = spark.sparkContext.appName
-        starts.append(name)
-        if len(starts) == 1:
-            ray.kill(ray.get_actor(name + RAYDP_SPARK_MASTER_SUFFIX), no_restart=True)
-        return spark.range(0, 100, 1, 2).selectExpr("id", "id % 2 y")
-
-    said: list[str] = []
-    frame = prepare_frame(SparkSource(prepare, label="y"), None, spark_ready, said.append, deadline_s=40.0)
-    assert len(frame) == 100
-    assert len(set(starts)) == 2
-    assert any("Starting Spark once more" in line for line in said)
     assert not jvms()

@@ -17,7 +17,9 @@ import pytest
 from raymlops.cli_target import read_frame
 from raymlops.data.assess import assess
 from raymlops.data.assess.spec import CHECKS, QUICK_MODELS
-from raymlops.errors import DataError
+from raymlops.data.contract import Declared
+from raymlops.data.schema import Others, learn_contract
+from raymlops.errors import ContractViolation, DataError
 from raymlops.testing.faulty_tables import FAULTS
 from raymlops.testing.tables import NOW, Case, mixed
 
@@ -113,6 +115,36 @@ def test_repeated_and_absent_columns() -> None:
     with pytest.raises(DataError, match=r"no label column 'z'\. Known: city, days"):
         assess(frame, "z")
     assert "no column besides 'y'" in assess(frame[["y"]], "y").failures[0].message
+
+
+CHANGES: Mapping[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
+    "removed": (lambda f: f.drop(columns="price"), r"column 'price': expected to be there, got no such column\."),
+    "renamed": (
+        lambda f: f.rename(columns={"price": "prices"}),
+        "column 'price': .*no such column.* Did you mean 'prices'",
+    ),
+    "retyped": (lambda f: f.assign(price=f.price.astype(str)), r"column 'price': expected number, got '\d"),
+    "added": (lambda f: f.assign(coupon=1.0), "column 'coupon'"),
+    "missing now": (
+        lambda f: f.assign(price=f.price.where(f.index != 5)),
+        r"column 'price': expected no nulls, got nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_column_that_is_not_what_it_was(change: str) -> None:
+    """Against the contract of the first data set, which is enforced on the next; the order of columns says nothing."""
+    frame = mixed(np.random.default_rng(0), 300)
+    others: Others = "refuse" if change == "added" else "learn"
+    kept = replace(Declared.of(learn_contract(frame, "y")), others=others)
+    make, sentence = CHANGES[change]
+    with pytest.raises(ContractViolation, match=sentence):
+        kept.over(make(frame), "y", time=None, now=NOW)
+    again, _ = kept.over(frame[frame.columns[::-1]], "y", time=None, now=NOW)
+    first = learn_contract(frame, "y")
+    by_name = [again.names.index(name) for name in first.names]
+    np.testing.assert_array_equal(again.encode(frame)[:, by_name], first.encode(frame))
 
 
 def test_types_that_no_model_takes() -> None:

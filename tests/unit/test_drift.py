@@ -150,3 +150,19 @@ def test_too_few_independent_rows_say_so_until_windows_are_merged() -> None:
 def test_a_reference_too_small_is_refused() -> None:
     with pytest.raises(DataError, match="holds 50 rows; watching for drift needs at least 100"):
         ColumnTests(np.zeros((50, 1), dtype=np.float32), ["a"])
+
+
+def test_windows_at_the_edge_of_what_can_be_judged() -> None:
+    """None of these is an alarm by itself: empty, one row, the reference once more, more rows than the reference."""
+    x = stream(0.0, 4000, 2, 17)
+    tests = ColumnTests(x[:1000], ["a", "b"])
+    for rows in (0, 1):
+        found = tests.detect(x[:rows], ALPHA)
+        assert found
+        assert {item.status for item in found if item.name == "ks"} == {"insufficient"}
+        assert not any(item.drifted for item in found)
+    assert not any(item.drifted for item in tests.detect(x[:1000], ALPHA))
+    larger = tests.detect(x[1000:], ALPHA)
+    assert {item.status for item in larger} == {"tested"}
+    assert not any(item.drifted for item in larger)
+    assert of(tests.detect(x[1000:] + np.float32(1.0), ALPHA), "a", "ks").drifted

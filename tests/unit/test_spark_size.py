@@ -14,3 +14,9 @@ def test_bounds() -> None:
     assert shape_for([]) == Shape(executors=1, cores=1, memory="1024m")
     assert shape_for([Node(cpus=96, memory=768 * GIB)] * 40) == Shape(executors=16, cores=96, memory="8192m")
     assert shape_for([Node(cpus=2, memory=GIB)]) == Shape(executors=1, cores=2, memory="1024m")
+
+
+def test_what_is_read_bounds_the_executors() -> None:
+    nodes = [Node(cpus=4, memory=16 * GIB)] * 8
+    sizes = {None: 8, 0: 1, GIB: 1, GIB + 1: 2, 5 * GIB: 5, 500 * GIB: 8}
+    assert {size: shape_for(nodes, data_bytes=size).executors for size in sizes} == sizes

@@ -141,6 +141,16 @@ def encode_frame(contract: DataContract, frame: pd.DataFrame) -> Encoded:
     return _encode(contract, columns, lambda row: contract.encode(frame.iloc[[row]])[0])
 
 
+def encode_into(contract: DataContract, batch: pa.RecordBatch, out: npt.NDArray[np.float32]) -> Mapping[int, str]:
+    """As :func:`encode_frame` for Arrow columns, into rows that are there already ``(n_rows, n_features)``; what was refused."""
+    columns = [batch.column(name) for name in contract.names]
+
+    def decide(row: int) -> npt.NDArray[np.float32]:
+        return contract.encode(batch.slice(row, 1).to_pandas())[0]
+
+    return _encode(contract, columns, decide, out=out).refused
+
+
 # --- text ------------------------------------------------------------------------------------------------
 
 
@@ -233,9 +243,10 @@ def _encode(
     columns: list[pa.Array],
     decide: Callable[[int], npt.NDArray[np.float32]],
     doubt: npt.NDArray[np.bool_] | None = None,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> Encoded:
     rows = len(columns[0]) if columns else 0
-    x = np.empty((rows, len(columns)), dtype=np.float32, order="C")
+    x = np.empty((rows, len(columns)), dtype=np.float32, order="C") if out is None else out
     doubt = np.zeros(rows, dtype=bool) if doubt is None else doubt
     looked_at = bounded_columns(contract) if contract.bounded else []
     for index, (column, values) in enumerate(zip(contract.columns, columns, strict=True)):
@@ -264,12 +275,13 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
         values.is_null().to_numpy(zero_copy_only=False) if values.null_count else np.zeros(len(values), dtype=bool)
     )
     strict_missing = missing & (not column.nullable)
-    if column.kind == "number" and pa.types.is_float32(kind) and not missing.any():
+    if column.kind == "number" and pa.types.is_float32(kind):
         # What most tables hold: nothing is converted, and only infinities and strict NaN are left to settle.
         single = values.to_numpy(zero_copy_only=False)
         finite = np.isfinite(single)
         if finite.all():
             return single, ~finite
+        return np.where(finite, single, np.float32(np.nan)), ~finite & (not column.nullable)
     if column.kind in ("number", "integer") and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         doubles = values.cast(pa.float64(), safe=False)
         numbers = doubles.to_numpy(zero_copy_only=False)
@@ -292,6 +304,25 @@ def _encode_column(column: Column, values: pa.Array) -> tuple[npt.NDArray[Any], 
     if pa.types.is_null(kind):
         return np.full(len(values), np.nan), strict_missing
     return np.full(len(values), np.nan), np.ones(len(values), dtype=bool)
+
+
+def number_codes(name: str, values: pa.Array) -> npt.NDArray[Any]:
+    """Numbers and booleans as a model takes them, ``(n_rows,)``: NaN for nulls and infinities; float32 is not copied.
+
+    Raises
+    ------
+    DataError : a type that is no number
+    """
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    kind = values.type
+    flag = pa.types.is_boolean(kind)
+    if not (flag or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise DataError(
+            f"Column {name!r} is of type {kind}, which no model takes: make numbers, booleans or text of it, or drop it."
+        )
+    column = Column(name=name, kind="boolean" if flag else "number", nullable=True, minimum=None, maximum=None)
+    return _encode_column(column, values)[0]
 
 
 def _vector(column: Column, values: pa.Array) -> Vector:

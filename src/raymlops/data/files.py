@@ -25,7 +25,13 @@ _KINDS: tuple[TextKind, ...] = ("number", "boolean", "time")
 
 
 def is_small(files: Sequence[str], form: Format) -> bool:
-    """Whether files are worth no JVM; what says no size counts as large. Compressed text counts five times."""
+    """Whether files are worth no JVM; what says no size counts as large."""
+    total = bytes_of(files, SMALL_BYTES)
+    return total is not None and total < SMALL_BYTES
+
+
+def bytes_of(files: Sequence[str], enough: float = float("inf")) -> int | None:
+    """What files hold together, compressed text counted five times; counted until it is enough. ``None``: one says no size."""
     import fsspec
 
     total = 0
@@ -33,11 +39,11 @@ def is_small(files: Sequence[str], form: Format) -> bool:
         filesystem, path = fsspec.core.url_to_fs(name)
         size = filesystem.size(path)
         if size is None:
-            return False
+            return None
         total += int(size) * (_COMPRESSED if name.endswith((".gz", ".bz2", ".zst", ".xz")) else 1)
-        if total >= SMALL_BYTES:
-            return False
-    return True
+        if total >= enough:
+            break
+    return total
 
 
 def read_files(files: Sequence[str], form: Format) -> pa.Table:

@@ -10,6 +10,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydp.spark.ray_cluster import SparkCluster
 from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX, RayDPSparkMaster
 
+_Master: Any = RayDPSparkMaster.__ray_metadata__.modified_class
+
+
+class WatchedMaster(_Master):
+    """RayDP's master, which can tell whether the JVM of its application master runs: without it Spark waits for ever."""
+
+    def runs(self) -> bool:
+        return self._gateway is not None and self._gateway.proc.poll() is None
+
 
 class QuietSparkCluster(SparkCluster):
     """Starts RayDP's master actor where the driver is: the driver's JVM uses the sockets of the master's node."""
@@ -29,14 +38,18 @@ class QuietSparkCluster(SparkCluster):
         if not self._anywhere:
             node = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        self._spark_master_handle = RayDPSparkMaster.options(**options).remote(self._configs)
+        watched: Any = ray.remote(WatchedMaster)
+        self._spark_master_handle = watched.options(**options).remote(self._configs)
         # The gateway's own output would be printed by every driver that shows its workers' logs.
         silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         ray.get(self._spark_master_handle.start_up.remote(silence))
 
 
 class QuietSparkContext:
-    """What ``raydp.init_spark`` does, without its process-wide state and lock: a hanging start can be given up."""
+    """What ``raydp.init_spark`` does, without its process-wide state and lock: a hanging start can be given up.
+
+    The driver's JVM does not join Ray: only RayDP's own hand-over wants that.
+    """
 
     def __init__(
         self, name: str, executors: int, cores: int, memory: str, configs: dict[str, str], on_helper: bool
@@ -44,6 +57,8 @@ class QuietSparkContext:
         self._arguments = (name, executors, cores, memory, configs, on_helper)
         self._cluster: QuietSparkCluster | None = None
         self._session: Any = None
+        self._asked: Any = None
+        self._ended = False
 
     def start_master(self) -> None:
         """Start the master actor; this also fills in the configuration of the driver's JVM."""
@@ -54,12 +69,26 @@ class QuietSparkContext:
             self.start_master()
         assert self._cluster is not None
         self._session = self._cluster.get_spark_session()
-        self._cluster.connect_spark_driver_to_ray()
         return self._session
 
+    def lost(self) -> str | None:
+        """What has died that Spark itself does not miss, in words; asks without waiting for the answer."""
+        master = None if self._cluster is None or self._session is None else self._cluster._spark_master_handle
+        if master is None or self._ended:
+            return None
+        if self._asked is None:
+            self._asked = master.runs.remote()
+        ready, _ = ray.wait([self._asked], timeout=0)
+        if not ready:
+            return None
+        asked, self._asked = self._asked, None
+        try:
+            return None if ray.get(asked) else "its application master's JVM has ended"
+        except ray.exceptions.RayActorError:
+            return "its master has died"
+
     def stop(self, cleanup_data: bool) -> None:
-        if self._session is not None:
-            self._session._jvm.org.apache.spark.deploy.raydp.RayAppMaster.shutdownRay()
+        self._ended = True
         if self._cluster is not None:
             self._cluster.stop(cleanup_data)
 

@@ -1,4 +1,4 @@
-"""Spark on Ray: starts it, hands its partitions to Ray's object store, stops it.
+"""Spark on Ray: starts it, watches over its steps, stops it.
 
 The file is not called ``raydp.py``: tools that put a module's folder on the path would shadow the package of that name.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
+import psutil
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymlops.data.ray_java import ensure_java, helper_resource, java_environment, java_home, java_node, kill_process
 from raymlops.data.spark_size import Node, Shape, shape_for
@@ -27,9 +28,9 @@ from raymlops.errors import DataError, RaymlopsError, SparkUnavailable
 from raymlops.settings import Settings
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
-__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home", "to_arrow"]
+__all__ = ["SparkOnRay", "ensure_java", "java_environment", "java_home"]
 
 Progress = Callable[[str], None]
 OnPlan = Callable[[str, list[str]], None]
@@ -45,6 +46,11 @@ _SOME_CPU = 0.1
 _STOP_S = 60.0
 _ABANDON_S = 10.0
 _LOOK_S = 1.0
+_YOUNG_MB = 64
+# Of some tens of columns Spark makes one method, and by itself a JVM only interprets methods of more than 8,000 bytes.
+_COMPILED = "-XX:-DontCompileHugeMethods"
+DRIVER_GARBAGE = "-XX:+UseSerialGC -XX:MaxNewSize=64m"  # it plans; rows pass it by
+_GRACE_S = 86400.0
 
 _LOG4J = """\
 rootLogger.level = warn
@@ -66,6 +72,7 @@ class SparkOnRay:
     Parameters
     ----------
     shape : how many executors, with how many task slots and how much heap each; from the cluster's nodes when not given
+    data_bytes : what is read, where that is known: a small input does not want an executor on every node
     jars : local paths put on the class path of driver and executors, such as a JDBC driver
     progress : told what Spark is at while a step runs
     deadline_s : the longest one step (start, read, hand-over) may take; a lost RayDP master otherwise hangs for ever
@@ -84,8 +91,9 @@ class SparkOnRay:
         deadline_s: float = 300.0,
         jars: Sequence[str] = (),
         progress: Progress | None = None,
+        data_bytes: int | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._data_bytes = settings, data_bytes
         self._given_shape, self._jars = shape, tuple(jars)
         self._deadline_s = deadline_s
         self._stages = StageWords(progress)
@@ -102,6 +110,7 @@ class SparkOnRay:
         self._refuse_second()
         ensure_java(self._settings)
         self._logs.mkdir(parents=True, exist_ok=True)
+        _sweep(self._scratch.parent)
         try:
             helper = self._stack.enter_context(java_node(self._settings, self._logs, self._deadline_s))
             return self.step("starting Spark", lambda: self._start(helper is not None))
@@ -141,28 +150,51 @@ class SparkOnRay:
         thread = threading.Thread(target=run, name=f"spark: {what}", daemon=True)
         thread.start()
         with self._stages.told():
-            thread.join(limit)
+            lost = self._waited(thread, limit)
         if thread.is_alive():
             self._abandon()
             thread.join(_ABANDON_S)
-            raise SparkUnavailable(
-                f"Spark did not finish {what} within {limit:g} s and was ended. Logs: {self._logs}.", {"step": what}
+            reason = (
+                f"Spark did not finish {what} within {limit:g} s and was ended"
+                if lost is None
+                else f"Spark was lost while {what}: {lost}"
             )
+            raise SparkUnavailable(f"{reason}. Logs: {self._logs}.", {"step": what})
         if failure:
             # The cause cannot print itself once its JVM is gone; its text is kept in the log instead.
             raise self._explained(what, failure[0]) from None
         return outcome[0]
 
+    def _waited(self, thread: threading.Thread, limit: float) -> str | None:
+        """Wait for a step, no longer than its limit, nor once Spark cannot finish it; why it cannot, then."""
+        end = time.monotonic() + limit
+        while thread.is_alive() and (left := end - time.monotonic()) > 0:
+            thread.join(min(left, _LOOK_S))
+            lost = None if self._context is None or self._abandoned else self._context.lost()
+            if lost is not None:
+                thread.join(_LOOK_S)  # a step that fails by itself says more
+                return lost
+        return None
+
+    def folder(self) -> str:
+        """A folder of its own for each hand-over, which the executors make; what is left of it goes with Spark."""
+        return str(self._scratch / f"handed-{uuid.uuid4().hex[:8]}")
+
     # --- starting and stopping -------------------------------------------------------------------------
+
+    @property
+    def _scratch(self) -> Path:
+        return self._logs.parent / "spark" / self._name
 
     @property
     def _shape(self) -> Shape:
         return self._given_shape or shape_for(
             [
-                Node(cpus=node["Resources"].get("CPU", 0.0), memory=node["Resources"].get("memory", 0.0))
+                Node(cpus=_cpus_of(node), memory=node["Resources"].get("memory", 0.0))
                 for node in ray.nodes()
                 if node["Alive"]
-            ]
+            ],
+            data_bytes=self._data_bytes,
         )
 
     def _start(self, on_helper: bool) -> SparkSession:
@@ -192,21 +224,26 @@ class SparkOnRay:
         log4j = self._logs / "log4j2-spark.properties"
         log4j.write_text(_LOG4J.format(path=self._logs / "spark.log"))
         quiet = f"-Dlog4j2.configurationFile=file:{log4j}"
+        shape = self._shape
+        # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
+        garbage = f"{_COMPILED} -XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
         configs = {
-            "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
-            "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet}",
+            "spark.driver.extraJavaOptions": f"{_JAVA_OPTIONS} {DRIVER_GARBAGE}",
+            "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
             "spark.ray.raydp_app_master.extraJavaOptions": _JAVA_OPTIONS,
             "spark.log4j.config.file.name": f"file:{log4j}",
             "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
             "spark.ray.raydp_spark_executor.actor.resource.cpu": "0" if on_helper else str(_SOME_CPU),
             "spark.driver.memory": "1g",
             "spark.sql.session.timeZone": "UTC",
-            "spark.sql.shuffle.partitions": str(max(2, self._shape.executors * self._shape.cores)),
+            "spark.sql.ansi.enabled": "true",  # a cast that fails is an error, not a null
+            "spark.sql.shuffle.partitions": str(max(2, shape.executors * shape.cores)),
             "spark.sql.execution.arrow.pyspark.enabled": "true",
             "spark.sql.files.ignoreCorruptFiles": "false",
+            "spark.sql.files.maxPartitionBytes": "32m",  # the first are read while the last are computed
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
-            "spark.local.dir": str(self._logs.parent / "spark"),
+            "spark.local.dir": str(self._scratch),
         }
         if self._jars:
             configs["spark.driver.extraClassPath"] = configs["spark.executor.extraClassPath"] = ":".join(self._jars)
@@ -233,6 +270,7 @@ class SparkOnRay:
     def _forget(self) -> None:
         """Clear what pyspark keeps for the whole process, and end its JVM: the next session gets a new one."""
         self._stages.follow(None)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
 
@@ -323,6 +361,21 @@ class StageWords:
             self._progress(f"Spark {told}")
 
 
+def _cpus_of(node: dict[str, Any]) -> float:
+    """What Ray may use of a node, and of this machine no more than it has: its books may hold more."""
+    cpus = float(node["Resources"].get("CPU", 0.0))
+    return min(cpus, os.cpu_count() or 1) if node["NodeID"] == ray.get_runtime_context().get_node_id() else cpus
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what sessions left whose process was killed. A day's grace: the folder may be shared with other machines."""
+    for left in folder.glob("raymlops-*-*"):
+        pid = left.name.split("-")[1]
+        with suppress(OSError):
+            if pid.isdigit() and not psutil.pid_exists(int(pid)) and time.time() - left.stat().st_mtime > _GRACE_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
@@ -340,51 +393,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Py4JJavaError):
         return str(error.java_exception.getMessage()).strip().splitlines()[0]
     return lines[0] if lines else type(error).__name__
-
-
-# --- hand-over -----------------------------------------------------------------------------------------
-
-
-def _fetch(executor: str, rdd_id: int, partition: int, schema: str, driver_url: str) -> tuple[pa.Table, int]:
-    """One cached partition, out of the executor's JVM, as an Arrow table over the bytes in the object store.
-
-    Calling a JVM actor needs ``load_code_from_local``. RayDP 1.6.5's own task leaves it on, and a later task in the
-    same worker that creates an actor then fails ("Expected str or bytes, got NoneType"); here it is switched off again.
-    """
-    worker: Any = ray._private.worker.global_worker
-    worker.set_load_code_from_local(True)
-    try:
-        jvm: Any = ray.get_actor(executor)
-        content = ray.get(jvm.getRDDPartition.remote(rdd_id, partition, schema, driver_url))
-    finally:
-        worker.set_load_code_from_local(False)
-    table = pa.ipc.open_stream(pa.BufferReader(content)).read_all().replace_schema_metadata()
-    return table, table.num_rows
-
-
-def to_arrow(spark_frame: DataFrame) -> list[ray.ObjectRef[pa.Table]]:
-    """Hand a Spark frame's partitions to Ray's object store: one reference to a ``pyarrow.Table`` for each, in order.
-
-    The tables are complete when this returns, so they outlive Spark; they belong to this process and go with it.
-
-    Raises
-    ------
-    ray.exceptions.RayError : a partition could not be fetched
-    """
-    from pyspark.storagelevel import StorageLevel
-
-    context: Any = spark_frame.sparkSession.sparkContext
-    writer = context._jvm.org.apache.spark.sql.raydp.ObjectStoreWriter
-    info = writer.prepareRecoverableRDD(spark_frame._jdf, context._getJavaStorageLevel(StorageLevel.MEMORY_AND_DISK))
-    rdd_id, schema, url = info.rddId(), info.schemaJson(), info.driverAgentUrl()
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    # Blocks made on a helper node would go with it. Fetches need no CPU: they only move bytes.
-    options: dict[str, Any] = {"num_cpus": 0, "num_returns": 2, "max_retries": 3, "scheduling_strategy": here}
-    fetch: Any = ray.remote(**options)(_fetch)
-    fetched = [
-        fetch.remote(f"raydp-executor-{executor}", rdd_id, partition, schema, url)
-        for partition, executor in enumerate(info.locations())
-    ]
-    ray.get([rows for _, rows in fetched])
-    writer.releaseRecoverableRDD(rdd_id)
-    return [table for table, _ in fetched]

@@ -13,10 +13,11 @@ import ray
 from raymlops.data.combined import CombinedSource, combine
 from raymlops.data.features import FeatureFunction, apply_features
 from raymlops.data.features_parity import parity
-from raymlops.data.files import is_small, plain_types, read_files
+from raymlops.data.files import bytes_of, is_small, plain_types, read_files
 from raymlops.data.raw import OnRaw, learn_raw
-from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay, to_arrow
-from raymlops.data.ray_read import arrange, plain, plan_of, read_source, with_features
+from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay
+from raymlops.data.ray_handoff import hand_over
+from raymlops.data.ray_read import arrange, empty_of, plain, plan_of, read_source, with_features
 from raymlops.data.served import ServedSource
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, Source, check_columns
@@ -207,7 +208,8 @@ def _whole(part: pa.Table | RaymlopsError) -> pa.Table:
 def _through_spark(source: Source, way: _Way) -> pd.DataFrame:
     way.say("starting Spark on Ray")
     jars = source.jars if isinstance(source, SQLSource) else ()
-    spark_on_ray = SparkOnRay(way.settings, deadline_s=way.deadline_s, jars=jars, progress=way.say)
+    size = bytes_of(source.expand()[0]) if isinstance(source, FileSource) else None
+    spark_on_ray = SparkOnRay(way.settings, deadline_s=way.deadline_s, jars=jars, progress=way.say, data_bytes=size)
     with spark_on_ray as spark:
         return read_frame(spark_on_ray, spark, source, way.features, way.say, way.on_raw, way.hidden, way.on_plan)
 
@@ -234,9 +236,11 @@ def read_frame(
         return made
 
     made = spark_on_ray.step("reading the source", read)
-    say("handing the partitions to Ray")
-    blocks = spark_on_ray.step("handing the rows to Ray", lambda: to_arrow(made))
-    return plain(pa.concat_tables(ray.get(blocks)))
+    say("taking the partitions from Spark")
+    tables = spark_on_ray.step("handing the rows over", lambda: list(hand_over(made, spark_on_ray.folder())))
+    if not tables:
+        return plain(spark_on_ray.step("handing the rows over", lambda: empty_of(made)))
+    return plain(*tables)
 
 
 def _finished(frame: pd.DataFrame, source: Source) -> pd.DataFrame:

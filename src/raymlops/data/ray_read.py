@@ -279,10 +279,15 @@ def plan_of(frame: DataFrame) -> str:
 # --- Arrow to pandas ---------------------------------------------------------------------------------------
 
 
-def plain(table: pa.Table) -> pd.DataFrame:
-    """Arrow as pandas: times naive in UTC, dates as times, decimals as floats, whole numbers as 64-bit ones."""
+def plain(*tables: pa.Table) -> pd.DataFrame:
+    """Arrow tables of the same columns as one pandas frame: times naive in UTC, dates as times, decimals as floats, whole numbers
+    as 64-bit ones, codes as the texts they stand for."""
+    return pa.concat_tables([table.cast(_plain_schema(table.schema)) for table in tables]).to_pandas()
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
     fields = []
-    for field in table.schema:
+    for field in schema:
         kind = field.type
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             kind = pa.timestamp("us")
@@ -290,8 +295,15 @@ def plain(table: pa.Table) -> pd.DataFrame:
             kind = pa.float64()
         elif pa.types.is_integer(kind):
             kind = pa.int64()
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
         fields.append(pa.field(field.name, kind))
-    return table.cast(pa.schema(fields)).to_pandas()
+    return pa.schema(fields)
+
+
+def empty_of(frame: DataFrame) -> pa.Table:
+    """The columns of a Spark frame, without rows."""
+    return _arrow_schema(frame).empty_table()
 
 
 def arrange(frame: pd.DataFrame, source: Source, hidden: tuple[str, ...] = ()) -> pd.DataFrame:

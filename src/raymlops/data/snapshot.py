@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.data.assess import Assessment
+from raymlops.data.columns import encode_into
 from raymlops.data.schema import DataContract
 from raymlops.data.snapshot_origin import Origin
 from raymlops.data.snapshot_print import ContentPrint, row_hashes
@@ -25,6 +26,7 @@ from raymlops.errors import DataError
 from raymlops.lake import Lake
 
 _PROFILE_ROWS = 262_144
+_FILL_ROWS = 16_384  # so many rows of some tens of columns stay in a core's cache while their columns are written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,11 +231,29 @@ def read_frame(
 
 
 def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:
-    """The stored rows, encoded by the snapshot's contract and cut into its three parts."""
-    frame = read_frame(lake, snapshot)
-    x, y = snapshot.contract.encode(frame), snapshot.contract.encode_label(frame[snapshot.contract.label])
+    """The stored rows, encoded by the snapshot's contract and cut into its three parts.
+
+    The matrix is filled block by block: beside it and the stored bytes there is one block of rows.
+    """
+    contract, time = snapshot.contract, snapshot.time
+    x = np.empty((snapshot.rows, len(contract.columns)), dtype=np.float32)
+    labels: list[npt.NDArray[np.float64]] = []
+    times: list[npt.NDArray[np.float64]] = []
     first = snapshot.split.train
     second = first + snapshot.split.validation
+    row = 0
+    file = pq.ParquetFile(pa.BufferReader(lake.read(f"{snapshot.key}/data.parquet")))
+    for batch in file.iter_batches(_FILL_ROWS, columns=[*contract.names, contract.label, *([time] if time else [])]):
+        refused = encode_into(contract.unbounded(), batch, x[row : row + batch.num_rows])
+        if refused:
+            at, reason = next(iter(refused.items()))
+            raise DataError(f"The snapshot {snapshot.key} is damaged: in row {row + at} {reason}.")
+        labels.append(contract.encode_label(batch.column(contract.label).to_pandas()))
+        row += batch.num_rows
+        if time:
+            skipped = max(0, second - row + batch.num_rows)
+            times.append(seconds_of(batch.column(time).slice(skipped).to_pandas()))
+    y = np.concatenate(labels)
     return Arrays(
         x_train=x[:first],
         y_train=y[:first],
@@ -241,7 +261,7 @@ def load_arrays(lake: Lake, snapshot: DatasetSnapshot) -> Arrays:
         y_validation=y[first:second],
         x_test=x[second:],
         y_test=y[second:],
-        time_test=seconds_of(frame[snapshot.time].iloc[second:]) if snapshot.time else None,
+        time_test=np.concatenate(times) if time else None,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 MIN_MEMORY_MB = 1024
 MAX_MEMORY_MB = 8192
 _SHARE = 0.15
+_BYTES_EACH = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Shape:
     memory: str
 
 
-def shape_for(nodes: Sequence[Node], most: int = 16) -> Shape:
+def shape_for(nodes: Sequence[Node], most: int = 16, data_bytes: int | None = None) -> Shape:
     """One executor a node that has a CPU, as many task slots as the smallest of them has CPUs, a seventh of its memory.
 
     Executors take a tenth of a CPU from Ray's books each (they compute in bursts, beside actors that wait), so all CPUs
@@ -36,9 +37,11 @@ def shape_for(nodes: Sequence[Node], most: int = 16) -> Shape:
     Parameters
     ----------
     most : executors at the most; a large cluster prepares no faster than its input has files
+    data_bytes : what is read, where that is known: one executor a GiB is enough, which takes a core seconds
     """
     workers = [node for node in nodes if node.cpus >= 1] or [Node(cpus=1, memory=4 * MIN_MEMORY_MB * 2**20)]
     cores = int(min(node.cpus for node in workers))
     heap = int(min(node.memory for node in workers) / 2**20 * _SHARE)
     memory = min(max(heap, MIN_MEMORY_MB), MAX_MEMORY_MB)
-    return Shape(executors=min(len(workers), most), cores=max(1, cores), memory=f"{memory}m")
+    wanted = most if data_bytes is None else max(1, -(-data_bytes // _BYTES_EACH))
+    return Shape(executors=min(len(workers), most, wanted), cores=max(1, cores), memory=f"{memory}m")

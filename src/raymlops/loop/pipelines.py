@@ -10,6 +10,7 @@ from raymlops.data.combined import parts_of
 from raymlops.data.features import apply_features
 from raymlops.data.served import ARRIVED, ServedSource, read_labelled
 from raymlops.data.snapshot import DatasetSnapshot, load_snapshot, read_frame, seconds_of
+from raymlops.data.snapshot_print import row_hashes
 from raymlops.errors import RolloutError
 from raymlops.lake import Lake, sha256_of
 from raymlops.pipeline import Pipeline, loads
@@ -53,7 +54,7 @@ def served_frame(pipeline: Pipeline, store: Store, lake: Lake) -> tuple[pd.DataF
     if first is not None:
         snapshot = load_snapshot(lake, first["key"])
         base = read_frame(lake, snapshot)
-        base = base[~_served_before(pipeline, snapshot, base, arrived)]
+        base = base[~_served_before(pipeline, snapshot, base, served, arrived)]
         base = base.drop(columns=[snapshot.time] if snapshot.time else [])
         # Rows of the first training came before anything was served; their order among themselves is kept.
         frames.append(base.assign(**{ARRIVED: np.arange(-len(base), 0, dtype=float)}))
@@ -63,13 +64,33 @@ def served_frame(pipeline: Pipeline, store: Store, lake: Lake) -> tuple[pd.DataF
 
 
 def _served_before(
-    pipeline: Pipeline, snapshot: DatasetSnapshot, base: pd.DataFrame, arrived: NDArray[np.float64]
+    pipeline: Pipeline,
+    snapshot: DatasetSnapshot,
+    base: pd.DataFrame,
+    served: pd.DataFrame,
+    arrived: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Rows of a first training ``(n,)`` that the endpoint itself had served, by their times."""
+    """Rows of a first training ``(n,)`` that the endpoint itself had served: by their times, else by what they hold."""
     parts = parts_of(pipeline.source)
     own = any(isinstance(part, ServedSource) and part.endpoint == pipeline.name for part in parts)
-    if not own or snapshot.time is None or not len(arrived):
+    if not own or not len(arrived):
         return np.zeros(len(base), dtype=bool)
+    if snapshot.time is None:
+        columns = [*snapshot.contract.names, snapshot.contract.label]
+        if not set(columns) <= set(served.columns):
+            return np.zeros(len(base), dtype=bool)
+        return _matched(base[columns], served.loc[arrived <= snapshot.created_at, columns])
     times, known = seconds_of(base[snapshot.time]), np.sort(arrived)
     after = np.searchsorted(known, times - _SAME_S)
     return np.asarray(known[np.minimum(after, len(known) - 1)] <= times + _SAME_S) & (after < len(known))
+
+
+def _matched(rows: pd.DataFrame, others: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows ``(n,)`` have an equal among the others; of several equal rows as many as there are of the others."""
+
+    def numbered(frame: pd.DataFrame) -> pd.MultiIndex:
+        low, high = row_hashes(frame)
+        keys = pd.DataFrame({"low": low, "high": high})
+        return pd.MultiIndex.from_frame(keys.assign(turn=keys.groupby(["low", "high"]).cumcount()))
+
+    return np.asarray(numbered(rows).isin(numbered(others)))
