@@ -420,12 +420,12 @@ def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard, *, thread
     return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem)
 
 
-def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
+def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
     """The winner's configuration on other rows, oldest first when there is an order.
 
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
-    return _fit(result.problem, result.trial, x, y)
+    return _fit(result.problem, result.trial, x, y, threads)
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
