@@ -17,7 +17,7 @@ from raymlops.search import candidates
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.leaderboard import Leaderboard, Trial
 from raymlops.search.proposals import Earlier, Proposals
-from raymlops.search.schedule import Finished, Order, Proposal, Schedule, Wait, ladder
+from raymlops.search.schedule import Finished, Job, Order, Proposal, Schedule, Wait, ladder
 from raymlops.search.selection import Outcome, Problem, Search
 from raymlops.search.work import Worker, left_over
 
@@ -131,6 +131,44 @@ def test_time_ends_the_search_and_what_runs_may_use_what_is_left() -> None:
     assert isinstance(plan.order(10.0), Wait)
     plan.result(1, 0, outcome(1.0, full=True))
     assert plan.order(10.0) == Finished(reason="the time budget is used")
+
+
+def test_a_fit_leaves_time_for_the_last_one_and_only_the_first_may_run_on() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=16.0, reserve=0.6, lanes=2)
+    first, second = (ordered(plan.order(0.0)).jobs[0] for _ in range(2))
+    # Ten seconds of fitting are followed by six for the fit on all rows.
+    assert first.until_s == second.until_s == pytest.approx(10.0)
+    assert first.stop_s is None
+    assert second.stop_s == 17.0
+    plan.result(0, 0, outcome(1.0, full=True, fit_s=5.0))
+    third = ordered(plan.order(6.0)).jobs[0]
+    # Of the ten seconds left the leader's last fit needs three, but this one may come to lead.
+    assert third.until_s == pytest.approx(10.0 / 1.6)
+    assert isinstance(plan.order(13.5), Wait)
+
+
+def test_what_a_lost_worker_left_is_not_taken_up_when_the_time_is_used() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=10.0)
+    ordered(plan.order(0.0))
+    plan.result(0, 0, outcome(1.0, full=True))
+    job = ordered(plan.order(8.0)).jobs[0]
+    plan.again([job])
+    assert ordered(plan.order(9.0)).jobs[0].until_s == pytest.approx(1.0)
+    plan.again([job])
+    assert plan.order(10.0) == Finished(reason="the time budget is used")
+
+
+def test_rows_that_no_fit_can_take_in_the_time_left_are_thinned_for_the_last_one() -> None:
+    plan = schedule(trials=None, deadline=100.0, reserve=0.5)
+    for score in (0.5, 0.9):
+        number = ordered(plan.order(0.0)).jobs[0].proposal.number
+        plan.result(number, 0, outcome(score, fit_s=9.0))
+    # On all rows it takes 9 x 9^1.1 = 101 s, more than there is: it climbs as far as time allows, here 30 s of 35.
+    job = ordered(plan.order(30.0)).jobs[0]
+    assert (job.proposal.number, job.rung) == (1, 1)
+    assert plan.refit_share(1, 40.0) == 1.0
+    assert 1 / 3 < plan.refit_share(1, 80.0) < 0.5
+    assert plan.refit_share(1, 99.99) == pytest.approx(1 / 9)
 
 
 def test_a_search_that_has_no_trial_yet_goes_on_past_its_time() -> None:
@@ -271,7 +309,9 @@ def test_an_edit_of_what_scores_depend_on_makes_another_search(arrays: Arrays) -
     assert json.dumps(told(), sort_keys=True) in keys
 
 
-def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
+def hanging() -> Any:
+    """A family whose fits never end."""
+
     class Hangs:
         name, tasks, start = "hangs", ("binary",), {}
 
@@ -283,7 +323,11 @@ def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_o
 
             threading.Event().wait()
 
-    problem = Problem.of(Search(candidates=[Hangs(), candidates.linear()]), CONTRACT, arrays)
+    return Hangs()
+
+
+def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
+    problem = Problem.of(Search(candidates=[hanging(), candidates.linear()]), CONTRACT, arrays)
     plan = schedule(trial_timeout_s=0.2)
     jobs = [
         plan._job(Proposal(number=i, family=name, params={}, point={}), 0, 0.0)
@@ -294,6 +338,51 @@ def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_o
     assert ended == {0: "no result within 0.2 s (trial_timeout_s)"}
     assert worker.stuck
     assert left_over(Order(jobs=tuple(jobs)), ended) == (jobs[1],)
+
+
+def test_a_worker_that_started_late_has_what_is_left_of_the_time_and_no_more(arrays: Arrays) -> None:
+    had: list[float] = []
+
+    class Told:
+        until_s: float | None = None
+
+        def fit(self, *_rows: Any) -> Told:
+            had.append(self.until_s or 0.0)
+            return self
+
+        def predict(self, x: Any) -> Any:
+            return x[:, 0]
+
+    class Family:
+        name, tasks, start = "told", ("binary",), {}
+
+        def space(self, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def build(self, *_given: Any) -> Told:
+            return Told()
+
+    problem = Problem.of(Search(candidates=[Family()]), CONTRACT, arrays)
+    given = [Proposal(number=i, family="told", params={}, point={}) for i in range(2)]
+    jobs = tuple(Job(proposal=item, rung=0, share=1.0, limit_s=60.0, until_s=30.0) for item in given)
+    assert set(Worker(problem, arrays).work(Order(jobs=jobs), late_s=20.0)) == {0, 1}
+    assert all(9.0 < until <= 10.0 for until in had)
+    had.clear()
+    # Its time was used before it came up: the first fit is made with a tenth of it, the second is left out.
+    assert set(Worker(problem, arrays).work(Order(jobs=jobs), late_s=100.0)) == {0}
+    assert had == [3.0]
+
+
+def test_a_fit_that_runs_when_the_time_is_used_is_stopped_without_a_result(arrays: Arrays) -> None:
+    problem = Problem.of(Search(candidates=[hanging(), candidates.linear()]), CONTRACT, arrays)
+    names = enumerate(("linear", "hangs"))
+    given = [Proposal(number=i, family=name, params={}, point={}) for i, name in names]
+    jobs = tuple(Job(proposal=item, rung=0, share=1.0, limit_s=60.0, until_s=5.0, stop_s=0.5) for item in given)
+    worker = Worker(problem, arrays)
+    ended = worker.work(Order(jobs=jobs))
+    assert set(ended) == {0}
+    assert worker.stuck
+    assert left_over(Order(jobs=jobs), ended) == (jobs[1],)
 
 
 def test_rows_and_binned_matrices_are_made_once_and_shared(arrays: Arrays) -> None:

@@ -205,9 +205,15 @@ class _Until(xgb.callback.TrainingCallback):
 
 
 class SklearnEstimator:
-    """Any scikit-learn pipeline behind the same two methods; its thread pools are held to one thread while it fits."""
+    """Any scikit-learn pipeline behind the same two methods.
+
+    Attributes
+    ----------
+    threads : for the fit, of its thread pools and of a model that has ``n_jobs``; prediction takes one
+    """
 
     def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
+        self.threads = 1
         self.pipeline = pipeline
         self.task = task
         self.n_classes = n_classes
@@ -219,8 +225,14 @@ class SklearnEstimator:
         if self.weigh is not None:
             steps = getattr(self.pipeline, "steps", None)
             given = {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": self.weigh(x, y)}
-        with threadpool_limits(1):
+        model = self.pipeline[-1] if hasattr(self.pipeline, "steps") else self.pipeline
+        own = self.threads > 1 and getattr(model, "n_jobs", None) == 1
+        if own:
+            model.n_jobs = self.threads
+        with threadpool_limits(self.threads):
             self.pipeline.fit(x, y, **given)
+        if own:
+            model.n_jobs = 1
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from raymlops.errors import SearchFailed
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
-from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
+from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder, refit_cost
 from raymlops.search.selection import Leaderboard, Problem, Search, SearchResult, Trial, finish, recent_shares, refit
 from raymlops.search.stopping import Patience
 from raymlops.search.work import left_over
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["refit", "search"]
 
 _START_S = 300.0
+_STILLBORN = 6
 _GRACE_S = 2.0
 _ORDERS = 1_000_000
 _DIED = "the worker died"
@@ -46,6 +47,8 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_THRESHOLD_S": "60",
+    # A worker that does not stop by itself is not waited for: its fit is given up already.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
 }
 
 
@@ -113,7 +116,13 @@ def search(
         ended=watch.reason,
         seconds=time.monotonic() - began,
     )
-    result = finish(problem, arrays, leaderboard, threads=lanes)
+    result = finish(
+        problem,
+        arrays,
+        leaderboard,
+        threads=lanes,
+        share=lambda trial: schedule.refit_share(trial.number, time.monotonic()),
+    )
     if journal is not None:
         journal.close(leaderboard, schedule.points)
     return result
@@ -151,7 +160,7 @@ def _schedule(
         lanes=lanes,
         began=began,
         deadline=None if spec.time_budget_s is None else began + float(spec.time_budget_s),
-        reserve=1.2 / lanes,
+        reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
         on_trial=on_trial,
@@ -204,7 +213,7 @@ class _Orders(Searcher):
         match given:
             case Order():
                 self._out[trial_id] = given
-                return {"order": Kept(given)}
+                return {"order": Kept(given), "given_at": time.time()}
             case Wait():
                 return None
             case Finished():
@@ -233,6 +242,7 @@ class _Orders(Searcher):
     def _died(self, trial_id: str, order: Order, reason: str) -> None:
         if trial_id not in self._watch.started:
             # The worker was lost before it took the order up: not the fault of these fits.
+            self._watch.stillborn.append(reason)
             self._schedule.again(order.jobs)
             return
         if self._journal is not None and len(order.jobs) == 1:
@@ -253,16 +263,22 @@ class _Watch(tune.Callback):
         self.reason = "the time budget is used"
         self.dead: dict[str, Callable[[str], None]] = {}
         self.started: set[str] = set()
+        self.stillborn: list[str] = []
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; whoever watches (a terminal, a lock) stays in this process."""
-        return {"reason": self.reason, "dead": {}, "started": set(), "_began": self._began}
+        return {"reason": self.reason, "dead": {}, "started": set(), "stillborn": [], "_began": self._began}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.started.add(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if not self.started and len(self.stillborn) >= _STILLBORN:
+            raise SearchFailed(
+                f"No worker of the search can start ({self.stillborn[-1]}). Each needs the modules of the candidates' own functions "
+                "(spaces, metrics, weights): see that the nodes have them, or define them in the pipeline's file."
+            )
         if not self.started and time.monotonic() - self._began > _START_S:
             free = ray.available_resources().get("CPU", 0)
             raise SearchFailed(

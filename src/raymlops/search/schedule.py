@@ -20,6 +20,9 @@ _PACK_S = 0.5
 _PACK_MOST = 16
 _LIMIT_TIMES, _LIMIT_LEAST_S, _LIMIT_UNKNOWN_S = 20.0, 60.0, 600.0
 _RECENT_FITS = 5
+_GRACE_S = 1.0
+# A fit's time grows a little faster than its rows; a second thread does not halve it.
+_OVER_LINEAR, _SPEEDUP = 1.1, 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,8 @@ class Job:
     Attributes
     ----------
     limit_s : the worker gives the fit up after this time
-    until_s : boosting ends after this time and keeps what it has; ``None`` without a time budget
+    until_s : boosting ends this long after the order was given, and keeps what it has; ``None`` without a time budget
+    stop_s : a fit that still runs this long after the order was given is stopped and has no result; ``None``: never
     """
 
     proposal: Proposal
@@ -47,6 +51,7 @@ class Job:
     share: float
     limit_s: float
     until_s: float | None = None
+    stop_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,20 @@ def ladder(rows: int, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
     return tuple(shares)
 
 
+def refit_cost(more: float, threads: int) -> float:
+    """Time of a fit on ``more`` times the rows with ``threads``, over that of a fit with one: what is left for the last fit.
+
+    >>> round(refit_cost(1.0, 1), 2), round(refit_cost(1.2, 2), 2)
+    (1.0, 0.72)
+    """
+    return more**_OVER_LINEAR / (1.0 + _SPEEDUP * (threads - 1))
+
+
+def scaled(fit_s: float, at: float, share: float) -> float:
+    """What took ``fit_s`` seconds at one share of the rows, at another: a little over linear."""
+    return fit_s * (share / at) ** _OVER_LINEAR
+
+
 class Costs:
     """How long a family's fit takes at a share of the rows, learnt from those that ended."""
 
@@ -105,7 +124,7 @@ class Costs:
         if not known:
             return None
         nearest = min(known, key=lambda at: abs(math.log(at / share)))
-        return known[nearest] * (share / nearest) ** 1.1
+        return scaled(known[nearest], nearest, share)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,7 +140,7 @@ class Schedule:
     trials : configurations to try; ``None`` without a limit
     lanes : workers, so that the last fits are spread over all of them
     deadline : on the caller's clock; ``None`` without a limit
-    reserve : share of a full fit's time to leave for what comes after the search
+    reserve : share of a full fit's time to leave for what comes after the search, see :func:`refit_cost`
     enough : asked before a new configuration starts; a sentence ends the search
     """
 
@@ -144,6 +163,7 @@ class Schedule:
     _promoted: list[set[int]] = field(default_factory=list)
     _running: dict[int, Job] = field(default_factory=dict)
     _again: deque[Job] = field(default_factory=deque)
+    _took: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rungs = [{} for _ in self.shares]
@@ -163,12 +183,13 @@ class Schedule:
 
     def order(self, now: float) -> Order | Wait | Finished:
         """What a free worker is to do."""
-        if self._again:
-            job = self._again.popleft()
-            self._running[job.proposal.number] = job
-            return Order(jobs=(job,))
         if self.ended and self._left(now) <= 0:
             return Wait() if self._running else Finished(reason=self.stopped or "the time budget is used")
+        if self._again:
+            held = self._again.popleft()
+            job = self._job(held.proposal, held.rung, now)
+            self._running[job.proposal.number] = job
+            return Order(jobs=(job,))
         jobs: list[Job] = []
         expected = 0.0
         while len(jobs) < self._room():
@@ -177,7 +198,7 @@ class Schedule:
                 break
             jobs.append(job_or_none)
             self._running[job_or_none.proposal.number] = job_or_none
-            took = self.costs.expect(job_or_none.proposal.family, job_or_none.share)
+            took = self._expect(job_or_none.proposal, job_or_none.share)
             expected += _PACK_S if took is None else took
             if expected >= _PACK_S:
                 break
@@ -192,6 +213,7 @@ class Schedule:
         proposal = self._proposals[number]
         self._running.pop(number, None)
         self.costs.told(proposal.family, self.shares[rung], outcome.fit_s)
+        self._took[number] = (self.shares[rung], outcome.fit_s)
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
         for at in range(rung, top + 1):
@@ -272,8 +294,8 @@ class Schedule:
 
     def _promotion(self, now: float) -> Job | None:
         """The best that may move up, from the highest rung down."""
-        if self._must_finish(now):
-            return self._last_climb(now)
+        if self._must_finish(now) and (last := self._last_climb(now)) is not None:
+            return last
         for rung in range(len(self.shares) - 2, -1, -1):
             scores = self._rungs[rung]
             best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // _REDUCTION]
@@ -286,16 +308,22 @@ class Schedule:
         return None
 
     def _last_climb(self, now: float) -> Job | None:
-        """When nothing has seen all the rows: the best of the highest rung goes to the top at once."""
-        if self._rungs[-1] or any(job.rung == len(self.shares) - 1 for job in self._running.values()):
+        """When nothing has seen all the rows: the best of the highest rung goes to the top at once, or as far as time allows."""
+        top = len(self.shares) - 1
+        if self._rungs[-1] or any(job.rung == top for job in self._running.values()):
             return None
-        for rung in range(len(self.shares) - 2, -1, -1):
+        for rung in range(top - 1, -1, -1):
             waiting = {number: score for number, score in self._rungs[rung].items() if number not in self._running}
-            if waiting:
-                number = max(waiting, key=lambda key: waiting[key])
-                for below in range(rung, len(self.shares) - 1):
-                    self._promoted[below].add(number)
-                return self._job(self._proposals[number], len(self.shares) - 1, now)
+            if not waiting:
+                continue
+            number = max(waiting, key=lambda key: waiting[key])
+            for goal in range(top, rung, -1):
+                job = self._job(self._proposals[number], goal, now)
+                if self._fits_in(job, now):
+                    for below in range(rung, goal):
+                        self._promoted[below].add(number)
+                    return job
+            return None
         return None
 
     def _must_finish(self, now: float) -> bool:
@@ -305,7 +333,7 @@ class Schedule:
         leader = self._leader()
         if leader is None:
             return False
-        needed = self.costs.expect(leader.family, 1.0) or 0.0
+        needed = self._expect(leader, 1.0) or 0.0
         return self._left(now) <= max(1.5 * needed, 0.4 * (self.deadline - self.began))
 
     def _leader(self) -> Proposal | None:
@@ -322,15 +350,28 @@ class Schedule:
         return not self.stopped
 
     def _job(self, proposal: Proposal, rung: int, now: float) -> Job:
-        expected = self.costs.expect(proposal.family, self.shares[rung])
+        expected = self._expect(proposal, self.shares[rung])
         limit = self.trial_timeout_s
         if limit is None:
             limit = _LIMIT_UNKNOWN_S if expected is None else max(_LIMIT_LEAST_S, _LIMIT_TIMES * expected)
-        until = None if self.deadline is None else max(0.1, self._left(now))
-        return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until)
+        if self.deadline is None:
+            return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit)
+        # A fit that leads must itself be fitted again in the time: of what is left it may use so much.
+        left = max(0.0, self.deadline - now)
+        until = max(0.1, min(self._left(now), left / (1.0 + self.reserve)))
+        # The first of a search may run on past its time, since a search without one trial is of no use.
+        stop = left + _GRACE_S if self.ended or self._running else None
+        return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until, stop_s=stop)
+
+    def _expect(self, proposal: Proposal, share: float) -> float | None:
+        """Seconds of a fit: by what this configuration took on fewer rows, else by its family."""
+        if proposal.number in self._took:
+            at, fit_s = self._took[proposal.number]
+            return scaled(fit_s, at, share)
+        return self.costs.expect(proposal.family, share)
 
     def _fits_in(self, job: Job, now: float) -> bool:
-        expected = self.costs.expect(job.proposal.family, job.share)
+        expected = self._expect(job.proposal, job.share)
         return self.deadline is None or expected is None or expected <= self._left(now)
 
     def _left(self, now: float) -> float:
@@ -338,8 +379,17 @@ class Schedule:
         if self.deadline is None:
             return math.inf
         leader = self._leader()
-        after = self.reserve * ((self.costs.expect(leader.family, 1.0) or 0.0) if leader else 0.0)
+        after = self.reserve * ((self._expect(leader, 1.0) or 0.0) if leader else 0.0)
         return self.deadline - now - min(after, 0.35 * (self.deadline - self.began))
+
+    def refit_share(self, number: int, now: float) -> float:
+        """The share of all rows on which a trial's configuration can be fitted again by the deadline; 1 without one."""
+        expected = self._expect(self._proposals[number], 1.0)
+        if self.deadline is None or expected is None:
+            return 1.0
+        needed = expected * self.reserve
+        left = max(0.0, self.deadline - now)
+        return 1.0 if needed <= left else max(self.shares[0], (left / needed) ** (1.0 / _OVER_LINEAR))
 
     def overdue(self, now: float) -> bool:
         """The time is used; never before a first trial has ended, since a search without one would be of no use."""

@@ -403,21 +403,35 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows."""
+    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows.
+
+    Attributes
+    ----------
+    share : of those rows that the estimator has learnt from; under 1 where the time budget left none for all of them
+    """
 
     leaderboard: Leaderboard
     trial: Trial
     estimator: Estimator
     problem: Problem
+    share: float = 1.0
 
 
-def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard, *, threads: int = 1) -> SearchResult:
-    """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none."""
+def finish(
+    problem: Problem,
+    arrays: Arrays,
+    leaderboard: Leaderboard,
+    *,
+    threads: int = 1,
+    share: Callable[[Trial], float] = lambda _trial: 1.0,
+) -> SearchResult:
+    """Pick the best trial and fit it for the gate, on a ``share`` of the rows. Raises :class:`SearchFailed` when there is none."""
     trial = leaderboard.best
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    fitted = _fit(problem, trial, x, y, threads)
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem)
+    part = share(trial)
+    fitted = _fit(problem, trial, x, y, threads, part)
+    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part)
 
 
 def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
@@ -434,8 +448,9 @@ def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
     return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
-def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1) -> Estimator:
-    rows = chosen(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
+def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1, share: float = 1.0) -> Estimator:
+    recent = float(trial.params.get("recent", 1.0))
+    rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
     estimator: Any = problem.build(trial.family, trial.params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
