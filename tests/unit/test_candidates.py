@@ -188,3 +188,14 @@ def test_a_settled_family_has_nothing_left_to_draw() -> None:
     y = (x[:, 0] > 0).astype(float)
     fitted = fixed.build(params, "binary", 2, [], 0).fit(x[:200], y[:200], x[200:], y[200:])
     assert fitted.booster.num_boosted_rounds() == 7
+
+
+def test_histogram_boosting_takes_a_column_whose_few_values_its_binning_may_not_see() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(210_000, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(float)
+    x[:, 1] = np.nan
+    # scikit-learn bins by 200,000 rows of its choice: with one value in row 45,000 it raises, as for an empty column.
+    x[45_000, 1] = 1.0
+    fitted = candidates.hist_boosting().build({"max_iter": 1}, "binary", 2, [], 0).fit(x, y)
+    assert ((fitted.predict(x[:100]) > fitted.predict(x[:100]).mean()) == y[:100]).all()

@@ -5,6 +5,7 @@ Only numpy, scikit-learn and XGBoost: a package that holds one of these loads wi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ Weigh = Callable[[Floats, Floats], Floats]
 
 _PATIENCE = 20
 _WATCHED_ROWS = 50_000
+_BINNED_ROWS = 200_000
 _OBJECTIVE: dict[Task, str] = {
     "binary": "binary:logistic",
     "multiclass": "multi:softprob",
@@ -256,7 +258,10 @@ class SklearnEstimator:
 
 
 class HistBoostingEstimator(SklearnEstimator):
-    """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0."""
+    """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0.
+
+    It bins by a sample of 200,000 rows, so a column of many more must have values enough for one to be surely among them.
+    """
 
     def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
         super().__init__(pipeline, task, n_classes)
@@ -266,7 +271,7 @@ class HistBoostingEstimator(SklearnEstimator):
     def fit(
         self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None
     ) -> HistBoostingEstimator:
-        self.empty = np.isnan(x).all(axis=0)
+        self.empty = (~np.isnan(x)).sum(axis=0) < _values_to_bin(len(x))
         if any(self.monotone):
             self.pipeline.set_params(monotonic_cst=list(self.monotone))
         if self.quantile is not None:
@@ -279,6 +284,11 @@ class HistBoostingEstimator(SklearnEstimator):
 
     def _filled(self, x: Floats) -> Floats:
         return np.where(self.empty, np.float32(0), x) if self.empty.any() else x
+
+
+def _values_to_bin(n: int) -> int:
+    """How many values a column of ``n`` rows needs for a sample of 200,000 to hold one with a chance of all but 1e-12."""
+    return 1 if n <= _BINNED_ROWS else math.ceil(math.log(1e-12) / math.log(1.0 - _BINNED_ROWS / n))
 
 
 def linear(

@@ -333,8 +333,9 @@ class Schedule:
         leader = self._leader()
         if leader is None:
             return False
-        needed = self._expect(leader, 1.0) or 0.0
-        return self._left(now) <= max(1.5 * needed, 0.4 * (self.deadline - self.began))
+        needed, left, budget = self._expect(leader, 1.0) or 0.0, self._left(now), self.deadline - self.began
+        # Where no fit on all rows can end in time, there is no hurry for one: the climb is to the highest rung that can.
+        return left <= (max(1.5 * needed, 0.4 * budget) if needed <= left else 0.25 * budget)
 
     def _leader(self) -> Proposal | None:
         for scores in reversed(self._rungs):
