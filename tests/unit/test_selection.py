@@ -27,6 +27,7 @@ from raymlops.search.selection import (
     refit,
     run_trial,
 )
+from raymlops.search.threshold import Costs
 
 RNG = np.random.default_rng(3)
 Y2 = RNG.integers(0, 2, 300).astype(float)
@@ -440,6 +441,35 @@ def test_a_score_that_is_lower_on_every_group_of_rows_is_not_equal() -> None:
         metric="m", mode="max", trials=(costed(0, 0.9, 900.0), costed(1, 0.899, 30.0)), prefer="balanced"
     )
     assert board.best.number == 0
+
+
+@pytest.mark.parametrize("prefer", ["score", "balanced"])
+def test_among_equals_the_one_whose_wrong_answers_cost_least_is_promoted_where_costs_are_given(prefer: Any) -> None:
+    plain = [
+        costed(0, 0.90, 500.0, noise=0.02),
+        costed(1, 0.899, 400.0, noise=0.02),
+        costed(2, 0.899, 10.0, noise=0.02),
+    ]
+    trials = tuple(
+        replace(trial, wrongs=tuple((cost + 0.001 * np.arange(20)).tolist()))
+        for trial, cost in zip(plain, (0.5, 0.3, 0.5), strict=True)
+    )
+    board = Leaderboard(metric="roc_auc", mode="max", trials=trials, prefer=prefer)
+    assert board.best.number == 1
+    assert board.to_rows()[1]["wrong"] == pytest.approx(0.3095)
+    without = Leaderboard(metric="roc_auc", mode="max", trials=tuple(plain), prefer=prefer)
+    assert without.best.number == (0 if prefer == "score" else 2)
+
+
+def test_a_full_fit_tells_what_its_answers_cost(arrays: Arrays, contract: DataContract) -> None:
+    spec = Search(threshold=Costs(false_positive=1, false_negative=9))
+    problem = Problem.of(spec, contract, arrays)
+    outcome = run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 0.25})
+    assert len(outcome.wrongs) == len(outcome.groups) == 20
+    # Better than answering "yes" to all, which is the cheapest of the two constants here.
+    assert np.mean(outcome.wrongs) < min(np.mean(arrays.y_validation == 0), 9 * np.mean(arrays.y_validation == 1))
+    assert run_trial(problem, arrays, "linear", {"C": 1.0}, share=0.3).wrongs == ()
+    assert run_trial(Problem.of(Search(), contract, arrays), arrays, "linear", {"C": 1.0}).wrongs == ()
 
 
 def test_a_shorter_past_is_not_taken_for_being_cheaper() -> None:

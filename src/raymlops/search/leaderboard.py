@@ -29,6 +29,7 @@ class Trial:
     status : ``done`` at full size, ``stopped`` early on a sample, or ``failed`` with ``error``
     curve : score by share of the train rows, in the order of the fits
     groups : the score on each of a few equal groups of validation rows, the same rows for every trial; may be empty
+    wrongs : mean cost of the answers on those groups at the threshold that is cheapest on all; only where costs are given
     cost : what it takes to serve it; ``None`` before full size
     """
 
@@ -43,6 +44,7 @@ class Trial:
     error: str = ""
     curve: tuple[tuple[float, float], ...] = ()
     groups: tuple[float, ...] = ()
+    wrongs: tuple[float, ...] = ()
     cost: Cost | None = None
 
 
@@ -86,6 +88,10 @@ class Leaderboard:
         equals = self.equals
         if not equals:
             return ranked[0]
+        if ranked[0].wrongs:
+            equals = _least_wrong(equals)
+        if self.prefer == "score":
+            return equals[0]
         return min(equals, key=lambda trial: (price(trial.cost, self.prefer), trial.number) if trial.cost else (0.0, 0))
 
     @property
@@ -97,8 +103,11 @@ class Leaderboard:
         error of a score itself is several times as large, and would give away skill that is really there.
 
         A trial that learnt from a shorter past than the best is none of them: it is cheaper only because it saw less.
+        Where answers have costs, they decide between equals, so one standard error is allowed whatever is preferred.
         """
         ranked, limit = self.ranked, tolerance(self.prefer)
+        if ranked and ranked[0].wrongs:
+            limit = max(1.0, limit)
         if not ranked or ranked[0].cost is None or limit == 0:
             return ()
         best, sign = ranked[0], 1.0 if self.mode == "max" else -1.0
@@ -108,9 +117,8 @@ class Leaderboard:
                 continue
             if len(trial.groups) != len(best.groups) or _recent(trial) < _recent(best):
                 continue
-            lost = sign * (np.asarray(best.groups) - np.asarray(trial.groups))
-            lost = lost[np.isfinite(lost)]
-            if len(lost) > 1 and sign * (best.score - trial.score) <= limit * lost.std(ddof=1) / np.sqrt(len(lost)):
+            error = _error_of_difference(best.groups, trial.groups)
+            if sign * (best.score - trial.score) <= limit * error:
                 kept.append(trial)
         return tuple(kept)
 
@@ -147,12 +155,33 @@ class Leaderboard:
                 "params": dict(trial.params),
                 "curve": [[share, _finite(score)] for share, score in trial.curve],
                 "cost": None if trial.cost is None else asdict(trial.cost),
+                "wrong": _finite(float(np.nanmean(trial.wrongs))) if trial.wrongs else None,
             }
             for trial in (*ranked, *rest)
         ]
 
     def _within(self, trial: Trial) -> bool:
         return self.max_gap is None or not trial.gap > self.max_gap
+
+
+def _error_of_difference(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Standard error of the mean difference over groups of the same rows; NaN, which nothing is within, for fewer than two."""
+    apart = np.asarray(a) - np.asarray(b)
+    apart = apart[np.isfinite(apart)]
+    return float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else float("nan")
+
+
+def _least_wrong(equals: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The trial whose answers cost least, then those whose costs are not told apart from it, by one standard error."""
+    cost = {trial.number: float(np.nanmean(trial.wrongs)) for trial in equals}
+    least = min(equals, key=lambda trial: cost[trial.number])
+    rest = [
+        trial
+        for trial in equals
+        if trial is not least
+        and cost[trial.number] - cost[least.number] <= _error_of_difference(trial.wrongs, least.wrongs)
+    ]
+    return (least, *rest)
 
 
 def _recent(trial: Trial) -> float:

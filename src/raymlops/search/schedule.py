@@ -234,6 +234,7 @@ class Schedule:
                 status="done" if outcome.full else "stopped",
                 curve=(*(before.curve if before else ()), (self.shares[rung], outcome.score)),
                 groups=outcome.groups,
+                wrongs=outcome.wrongs,
                 cost=outcome.cost,
             )
         )

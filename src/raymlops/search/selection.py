@@ -17,7 +17,7 @@ from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
 from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
 from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
 from raymlops.search.rows import RowCache, chosen
-from raymlops.search.threshold import ThresholdSpec, check_spec
+from raymlops.search.threshold import Costs, ThresholdSpec, check_spec, wrong_rows
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
@@ -73,7 +73,7 @@ class Search:
     recency : with rows in time order, also search how much of the past to learn from
     calibrate : let serving correct the probabilities, where unseen rows ask for it (:mod:`raymlops.search.calibration`)
     threshold : from which probability on a binary answer is the positive class: a number, ``Costs(...)``, ``"f1"``, or
-        ``None`` for 0.5
+        ``None`` for 0.5. Costs also choose between trials that the metric does not tell apart
 
     Raises
     ------
@@ -198,6 +198,7 @@ class Problem:
     weights: str | Callable[[Floats, Floats], Floats] | None = None
     monotone: tuple[int, ...] = ()
     quantile: float | None = None
+    costs: Costs | None = None
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -213,6 +214,7 @@ class Problem:
             weights=search.weights,
             monotone=signs(search.monotone, contract),
             quantile=search.quantile,
+            costs=search.threshold if isinstance(search.threshold, Costs) and contract.task == "binary" else None,
         )
 
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
@@ -264,7 +266,7 @@ class Outcome:
     ----------
     full : a fit on all the rows the trial asks for, not on a sample of them
     learned : parameters that the validation rows fixed
-    groups, cost : see :class:`Trial`; only of a full fit
+    groups, wrongs, cost : see :class:`Trial`; only of a full fit
     """
 
     full: bool
@@ -274,6 +276,7 @@ class Outcome:
     fit_s: float
     learned: Mapping[str, Any]
     groups: tuple[float, ...] = ()
+    wrongs: tuple[float, ...] = ()
     cost: Cost | None = None
 
 
@@ -319,15 +322,28 @@ def run_trial(
         gap=problem.objective.gap(train_score, score, problem.baseline),
         fit_s=time.perf_counter() - started,
         learned=dict(getattr(estimator, "learned", {})),
-        groups=_by_group(problem.objective, rows.y_val, prediction, problem.seed) if full else (),
+        groups=_by_group(
+            problem, len(prediction), lambda at: problem.objective.score_part(rows.y_val[at], prediction[at])
+        )
+        if full
+        else (),
+        wrongs=_wrongs(problem, rows.y_val, prediction) if full else (),
         cost=serving_cost(estimator, rows.x_val) if full else None,
     )
 
 
-def _by_group(objective: Objective, y: Floats, prediction: Floats, seed: int) -> tuple[float, ...]:
-    """The score on each of twenty random groups of the validation rows, the same for every trial of a search."""
-    group = np.random.default_rng(seed).permutation(len(y)) % _GROUPS
-    return tuple(objective.score_part(y[group == k], prediction[group == k]) for k in range(_GROUPS))
+def _by_group(problem: Problem, n: int, measure: Callable[[Any], float]) -> tuple[float, ...]:
+    """A measure on each of twenty random groups of the ``n`` validation rows, the same for every trial of a search."""
+    group = np.random.default_rng(problem.seed).permutation(n) % _GROUPS
+    return tuple(measure(group == k) for k in range(_GROUPS))
+
+
+def _wrongs(problem: Problem, y: Floats, prediction: Floats) -> tuple[float, ...]:
+    """Mean cost of the answers by group, where costs are given. A calibration keeps the order of scores, and so this cost."""
+    if problem.costs is None:
+        return ()
+    lost = wrong_rows(problem.costs, np.asarray(y) == 1, np.asarray(prediction, dtype=np.float64))
+    return _by_group(problem, len(lost), lambda at: float(lost[at].mean()) if at.any() else float("nan"))
 
 
 def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
