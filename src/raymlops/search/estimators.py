@@ -99,6 +99,10 @@ class XGBoostEstimator:
         """Quantile bins a column."""
         return int(self._params.get("max_bin", 256))
 
+    def kinds(self, width: int) -> list[str] | None:
+        """XGBoost's word for each column's kind; ``None`` where all are numbers."""
+        return ["c" if i in self.categorical else "q" for i in range(width)] if self.categorical else None
+
     def settings(self) -> dict[str, Any]:
         """What ``xgboost.train`` is given."""
         params = {**self._params, "nthread": self.threads}
@@ -144,7 +148,7 @@ class XGBoostEstimator:
 
     def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
         weight = None if self.weigh is None else self.weigh(x, y)
-        kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])] if self.categorical else None
+        kinds = self.kinds(x.shape[1])
         return xgb.QuantileDMatrix(
             x,
             label=y,
@@ -159,8 +163,7 @@ class XGBoostEstimator:
     def predict(self, x: Floats) -> Floats:
         if self.booster is None:
             raise RuntimeError("fit() comes before predict().")
-        if self.categorical:
-            kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])]
+        if kinds := self.kinds(x.shape[1]):
             rows = xgb.DMatrix(x, feature_types=kinds, enable_categorical=True, nthread=1)
             return np.asarray(self.booster.predict(rows), dtype=np.float64)
         return np.asarray(self.booster.inplace_predict(x), dtype=np.float64)

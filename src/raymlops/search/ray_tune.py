@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -24,7 +25,19 @@ from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
 from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder, refit_cost
-from raymlops.search.selection import Leaderboard, Problem, Search, SearchResult, Trial, finish, recent_shares, refit
+from raymlops.search.selection import (
+    Fit,
+    Leaderboard,
+    Problem,
+    Search,
+    SearchResult,
+    Trial,
+    finish,
+    recent_shares,
+    refit,
+    spreads,
+)
+from raymlops.search.spread import Spread, plan_spread
 from raymlops.search.stopping import Patience
 from raymlops.search.work import left_over
 
@@ -82,6 +95,8 @@ def search(
     """
     began = time.monotonic()
     problem = Problem.of(spec, contract, arrays)
+    plan = _spread(spec, problem, arrays)
+    problem = problem.spread(plan)
     lanes = max(1, min(spec.max_concurrent, int(ray.cluster_resources().get("CPU", 1))))
     folder, name = Path(settings.home) / "tune", f"search-{uuid.uuid4().hex[:12]}"
     with _quiet():
@@ -122,6 +137,7 @@ def search(
         leaderboard,
         threads=lanes,
         share=lambda trial: schedule.refit_share(trial.number, time.monotonic()),
+        fit=None if plan is None else _spread_fit(plan, settings),
     )
     if journal is not None:
         journal.close(leaderboard, schedule.points)
@@ -140,7 +156,7 @@ def _schedule(
 ) -> Schedule:
     """The plan of the search, with all that an earlier process of it had finished."""
     rows, objective = len(arrays.y_train), problem.objective
-    shares = ladder(rows)
+    shares = ladder(rows, problem.most)
     recent = recent_shares(rows) if ordered and spec.recency else (1.0,)
     done = [] if journal is None else journal.open(facts(problem, spec.seed, arrays, shares, recent))
     proposals = Proposals(
@@ -168,6 +184,30 @@ def _schedule(
     for item in done:
         schedule.replay(item.proposal, item.rung, item.outcome, item.reason)
     return schedule
+
+
+def _spread(spec: Search, problem: Problem, arrays: Arrays) -> Spread | None:
+    """Whether the rows of the last fit are more than a worker of this cluster holds."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    held = [min(spec.max_concurrent, int(node["CPU"])) for node in nodes]
+    return plan_spread(
+        spec.distributed,
+        rows=len(arrays.y_train) + len(arrays.y_validation) + len(arrays.y_test),
+        columns=arrays.x_train.shape[1],
+        classes=problem.n_classes,
+        worker_bytes=min(
+            (node.get("memory", math.inf) / lanes for node, lanes in zip(nodes, held, strict=True)), default=math.inf
+        ),
+        workers=sum(int(node["CPU"]) for node in nodes),
+        able=any(spreads(family) for family in problem.families.values()),
+    )
+
+
+def _spread_fit(plan: Spread, settings: Settings) -> Fit:
+    # Ray Train and Ray Data take a second to import, and few searches need them.
+    from raymlops.search.ray_train import spread_fit
+
+    return spread_fit(plan.workers, settings)
 
 
 def _resources(problem: Problem) -> dict[str, float]:

@@ -83,13 +83,13 @@ class Proposer(Protocol):
     def fail(self, proposal: Proposal) -> None: ...
 
 
-def ladder(rows: int, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
-    """Shares of ``rows`` to climb, each three times the one before, none of fewer than ``least`` rows.
+def ladder(rows: int, most: float = 1.0, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
+    """Shares of ``rows`` to climb, each three times the one before up to ``most``, none of fewer than ``least`` rows.
 
     >>> ladder(7_000)
     (0.3333333333333333, 1.0)
     """
-    shares = [1.0]
+    shares = [most]
     while shares[0] / _REDUCTION * rows >= least:
         shares.insert(0, shares[0] / _REDUCTION)
     return tuple(shares)
@@ -136,7 +136,7 @@ class Schedule:
 
     Attributes
     ----------
-    shares : the ladder, ascending to 1
+    shares : the ladder, ascending to 1, or to the share that one worker holds
     trials : configurations to try; ``None`` without a limit
     lanes : workers, so that the last fits are spread over all of them
     deadline : on the caller's clock; ``None`` without a limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
 from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
 from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
 from raymlops.search.rows import RowCache, chosen
+from raymlops.search.spread import Distributed, Spread, check_distributed
 from raymlops.search.threshold import Costs, ThresholdSpec, check_spec, wrong_rows
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Search:
     calibrate : let serving correct the probabilities, where unseen rows ask for it (:mod:`raymlops.search.calibration`)
     threshold : from which probability on a binary answer is the positive class: a number, ``Costs(...)``, ``"f1"``, or
         ``None`` for 0.5. Costs also choose between trials that the metric does not tell apart
+    distributed : spread the fits on all rows over workers (XGBoost only, and then no other family is tried): ``"auto"`` does when the
+        rows are estimated not to fit one worker's memory; trials then see at most the share of the rows that one worker holds
 
     Raises
     ------
@@ -96,6 +99,7 @@ class Search:
     recency: bool = True
     calibrate: bool = True
     threshold: ThresholdSpec = None
+    distributed: Distributed = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
@@ -109,6 +113,7 @@ class Search:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
         check_spec(self.threshold)
+        check_distributed(self.distributed)
         if self.prefer not in PREFERENCES:
             raise ConfigError(f"prefer={self.prefer!r} is not known.{nearest(str(self.prefer), PREFERENCES)}")
         if self.trials is None and self.time_budget_s is None:
@@ -186,7 +191,12 @@ def _families(given: Sequence[Candidate] | None) -> tuple[Candidate, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Everything about the task that a trial needs besides its parameters; small, crosses to the workers."""
+    """Everything about the task that a trial needs besides its parameters; small, crosses to the workers.
+
+    Attributes
+    ----------
+    most : the largest share of the train rows that a trial is given; under 1 only where one worker does not hold them all
+    """
 
     objective: Objective
     task: Task
@@ -199,6 +209,7 @@ class Problem:
     monotone: tuple[int, ...] = ()
     quantile: float | None = None
     costs: Costs | None = None
+    most: float = 1.0
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -217,6 +228,13 @@ class Problem:
             costs=search.threshold if isinstance(search.threshold, Costs) and contract.task == "binary" else None,
         )
 
+    def spread(self, plan: Spread | None) -> Problem:
+        """The problem where fits on all rows are spread: by families that can be, on the share that one worker holds."""
+        if plan is None:
+            return self
+        able = {name: family for name, family in self.families.items() if spreads(family)}
+        return replace(self, families=able, most=plan.share)
+
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
         own = {key: value for key, value in params.items() if key != "recent"}
         estimator: Any = self.families[family].build(own, self.task, self.n_classes, list(self.categorical), self.seed)
@@ -230,6 +248,11 @@ class Problem:
             watch(self.objective.metric)
         built: Estimator = estimator
         return built
+
+
+def spreads(family: Candidate) -> bool:
+    """Whether a fit of this family can be spread over workers."""
+    return getattr(getattr(family, "family", family), "kind", "") == "xgboost"
 
 
 def shape(estimator: Any, monotone: tuple[int, ...], quantile: float | None) -> None:
@@ -314,7 +337,7 @@ def run_trial(
         )
     some = chosen(len(rows.y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(rows.y)), problem.seed)
     train_score = problem.objective.score(rows.y[some], estimator.predict(rows.x[some]))
-    full = share >= recent
+    full = share >= min(recent, problem.most)
     return Outcome(
         full=full,
         score=score,
@@ -417,6 +440,9 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
     )
 
 
+Fit = Callable[[Any, "Floats", "Floats"], "Estimator"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows.
@@ -424,6 +450,7 @@ class SearchResult:
     Attributes
     ----------
     share : of those rows that the estimator has learnt from; under 1 where the time budget left none for all of them
+    fit : fits a built estimator on rows, where one worker does not hold them; ``None`` fits here
     """
 
     leaderboard: Leaderboard
@@ -431,6 +458,7 @@ class SearchResult:
     estimator: Estimator
     problem: Problem
     share: float = 1.0
+    fit: Fit | None = None
 
 
 def finish(
@@ -440,14 +468,15 @@ def finish(
     *,
     threads: int = 1,
     share: Callable[[Trial], float] = lambda _trial: 1.0,
+    fit: Fit | None = None,
 ) -> SearchResult:
     """Pick the best trial and fit it for the gate, on a ``share`` of the rows. Raises :class:`SearchFailed` when there is none."""
     trial = leaderboard.best
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
     part = share(trial)
-    fitted = _fit(problem, trial, x, y, threads, part)
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part)
+    fitted = _fit(problem, trial, x, y, threads, part, fit)
+    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
 
 
 def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
@@ -455,7 +484,7 @@ def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Es
 
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
-    return _fit(result.problem, result.trial, x, y, threads)
+    return _fit(result.problem, result.trial, x, y, threads, fit=result.fit)
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
@@ -464,11 +493,19 @@ def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
     return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
-def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1, share: float = 1.0) -> Estimator:
+def _fit(
+    problem: Problem,
+    trial: Trial,
+    x: Floats,
+    y: Floats,
+    threads: int = 1,
+    share: float = 1.0,
+    fit: Fit | None = None,
+) -> Estimator:
     recent = float(trial.params.get("recent", 1.0))
     rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
     estimator: Any = problem.build(trial.family, trial.params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
-    fitted: Estimator = estimator.fit(x[rows], y[rows])
+    fitted: Estimator = estimator.fit(x[rows], y[rows]) if fit is None else fit(estimator, x[rows], y[rows])
     return fitted
