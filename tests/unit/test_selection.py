@@ -15,6 +15,7 @@ from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
 from raymlops.search import candidates
 from raymlops.search.cost import Cost
+from raymlops.search.schedule import LastFit
 from raymlops.search.selection import (
     Leaderboard,
     Objective,
@@ -174,6 +175,47 @@ def test_a_trial_the_gate_would_refuse_wins_only_when_there_is_no_other() -> Non
 def test_a_trial_stopped_on_a_sample_loses_to_one_that_saw_all_rows() -> None:
     assert board(trial(0, 0.99, status="stopped"), trial(1, 0.8)).best.number == 1
     assert board(trial(0, 0.99, status="stopped")).best.number == 0
+
+
+def test_a_trial_on_a_sample_that_is_clearly_better_than_all_of_full_size_wins() -> None:
+    groups = tuple((0.8 + 0.01 * np.random.default_rng(0).normal(size=20)).tolist())
+    full = Trial(number=0, family="f", params={}, score=0.80, groups=groups)
+    for score, best in ((0.803, 0), (0.82, 1)):
+        sampled = Trial(number=1, family="f", params={}, score=score, status="stopped")
+        assert Leaderboard(metric="roc_auc", mode="max", trials=(full, sampled)).best.number == best
+
+
+def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_its_rounds_found_anew(
+    arrays: Arrays, contract: DataContract
+) -> None:
+    problem = Problem.of(Search(candidates=[candidates.xgboost(), candidates.linear()]), contract, arrays)
+    start = dict(candidates.xgboost().start)
+    sampled = Trial(number=0, family="xgboost", params={**start, "rounds": 1}, score=0.9, status="stopped")
+    board = Leaderboard(metric="roc_auc", mode="max", trials=(sampled,))
+
+    def told(until_s: float | None) -> Any:
+        return lambda trial: LastFit(params={**start, "learning_rate": 0.01}, share=1.0, until_s=until_s)
+
+    for until_s, share in ((60.0, 0.8), (None, 1.0)):
+        result = finish(problem, arrays, board, last=told(until_s))
+        assert result.share == pytest.approx(share, abs=0.1)
+        assert result.trial.status == "done"
+        assert result.trial.params["rounds"] > 0
+        assert result.trial.params["learning_rate"] == 0.01
+        assert result.trial.curve == ((1.0, result.trial.score),)
+        assert result.leaderboard.best is result.trial
+        assert result.estimator.booster.num_boosted_rounds() == result.trial.params["rounds"]
+    # One that fails at full size leaves the place to the next.
+    second = Trial(number=1, family="linear", params={"C": 1.0}, score=0.5, status="stopped")
+    params = {"xgboost": {**start, "max_leaves": "many"}, "linear": {"C": 1.0}}
+    fallen = finish(
+        problem,
+        arrays,
+        board.updated(second),
+        last=lambda trial: LastFit(params=params[trial.family], until_s=9.0),
+    )
+    assert (fallen.trial.number, fallen.trial.status) == (1, "done")
+    assert any("max_leaves" in error for error in fallen.leaderboard.errors)
 
 
 def test_failures_are_counted_and_named_when_nothing_worked() -> None:

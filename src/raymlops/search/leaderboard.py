@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from raymlops.errors import SearchFailed
 from raymlops.search.cost import Cost, Prefer, price, tolerance
 from raymlops.search.objective import Mode
+
+_SURE = 2.0
 
 TrialStatus = Literal["done", "stopped", "failed"]
 
@@ -71,10 +73,22 @@ class Leaderboard:
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
-        """Trials with a score, best first: full size before stopped, within the gap before beyond it."""
+        """Trials with a score, best first: full size before stopped, within the gap before beyond it.
+
+        A stopped trial that is better than all of full size by more than two standard errors stands among those: more
+        rows will make it better still.
+        """
         sign = -1.0 if self.mode == "max" else 1.0
         scored = [trial for trial in self.trials if trial.status != "failed" and np.isfinite(trial.score)]
-        return tuple(sorted(scored, key=lambda t: (t.status != "done", not self._within(t), sign * t.score, t.number)))
+        full = [trial for trial in scored if trial.status == "done"]
+        least = min(full, key=lambda t: (not self._within(t), sign * t.score), default=None)
+        bar = -np.inf if least is None else sign * least.score - _SURE * standard_error(least)
+
+        def order(t: Trial) -> tuple[bool, bool, float, int]:
+            whole = t.status == "done"
+            return not whole and not sign * t.score < bar, whole and not self._within(t), sign * t.score, t.number
+
+        return tuple(sorted(scored, key=order))
 
     @property
     def best(self) -> Trial:
@@ -122,6 +136,10 @@ class Leaderboard:
                 kept.append(trial)
         return tuple(kept)
 
+    def updated(self, trial: Trial) -> Leaderboard:
+        """The board with more known of one of its trials."""
+        return replace(self, trials=(*(old for old in self.trials if old.number != trial.number), trial))
+
     @property
     def errors(self) -> dict[str, int]:
         """Why trials failed, and how many did, the commonest first."""
@@ -162,6 +180,12 @@ class Leaderboard:
 
     def _within(self, trial: Trial) -> bool:
         return self.max_gap is None or not trial.gap > self.max_gap
+
+
+def standard_error(trial: Trial) -> float:
+    """Of a trial's score, from its groups of validation rows; NaN when it has none."""
+    groups = np.asarray([score for score in trial.groups if np.isfinite(score)])
+    return float(groups.std(ddof=1) / np.sqrt(len(groups))) if len(groups) > 1 else float("nan")
 
 
 def _error_of_difference(a: tuple[float, ...], b: tuple[float, ...]) -> float:

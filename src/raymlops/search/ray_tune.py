@@ -136,11 +136,11 @@ def search(
         arrays,
         leaderboard,
         threads=lanes,
-        share=lambda trial: schedule.refit_share(trial.number, time.monotonic()),
+        last=lambda trial: schedule.last_fit(trial.number, time.monotonic()),
         fit=None if plan is None else _spread_fit(plan, settings),
     )
     if journal is not None:
-        journal.close(leaderboard, schedule.points)
+        journal.close(result.leaderboard, schedule.points)
     return result
 
 

@@ -16,6 +16,7 @@ from raymlops.search.selection import Mode, Outcome, Trial
 
 MIN_SHARE_ROWS = 2000
 _REDUCTION = 3
+_RUNGS = 5
 _PACK_S = 0.5
 _PACK_MOST = 16
 _LIMIT_TIMES, _LIMIT_LEAST_S, _LIMIT_UNKNOWN_S = 20.0, 60.0, 600.0
@@ -23,6 +24,8 @@ _RECENT_FITS = 5
 _GRACE_S = 1.0
 # A fit's time grows a little faster than its rows; a second thread does not halve it.
 _OVER_LINEAR, _SPEEDUP = 1.1, 0.7
+# On more rows early stopping comes later; at most so much of the budget is set aside for the last fit, and of that fit so much is boosting.
+_MORE_ROUNDS, _MOST_RESERVED, _BOOSTING = 1.5, 0.5, 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,22 @@ class Finished:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastFit:
+    """The fit that makes the search's model.
+
+    Attributes
+    ----------
+    params : of the proposal, without what a fit on fewer rows has fixed
+    share : of all rows, that can be learnt from in time
+    until_s : boosting must end after this time; ``None`` without a time budget
+    """
+
+    params: Mapping[str, Any]
+    share: float = 1.0
+    until_s: float | None = None
+
+
 class Proposer(Protocol):
     """Where configurations come from, and who learns from what they scored."""
 
@@ -86,11 +105,13 @@ class Proposer(Protocol):
 def ladder(rows: int, most: float = 1.0, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
     """Shares of ``rows`` to climb, each three times the one before up to ``most``, none of fewer than ``least`` rows.
 
+    At most five: what a hundredth of the rows tells of all of them is little.
+
     >>> ladder(7_000)
     (0.3333333333333333, 1.0)
     """
     shares = [most]
-    while shares[0] / _REDUCTION * rows >= least:
+    while shares[0] / _REDUCTION * rows >= least and len(shares) < _RUNGS:
         shares.insert(0, shares[0] / _REDUCTION)
     return tuple(shares)
 
@@ -335,8 +356,8 @@ class Schedule:
         if leader is None:
             return False
         needed, left, budget = self._expect(leader, 1.0) or 0.0, self._left(now), self.deadline - self.began
-        # Where no fit on all rows can end in time, there is no hurry for one: the climb is to the highest rung that can.
-        return left <= (max(1.5 * needed, 0.4 * budget) if needed <= left else 0.25 * budget)
+        # A fit that takes long is left to the last one, which has all threads.
+        return needed <= 0.2 * budget and left <= max(1.5 * needed, 0.4 * budget)
 
     def _leader(self) -> Proposal | None:
         for scores in reversed(self._rungs):
@@ -381,17 +402,20 @@ class Schedule:
         if self.deadline is None:
             return math.inf
         leader = self._leader()
-        after = self.reserve * ((self._expect(leader, 1.0) or 0.0) if leader else 0.0)
-        return self.deadline - now - min(after, 0.35 * (self.deadline - self.began))
+        after = 0.0
+        if leader is not None:
+            after = self.reserve * (self._expect(leader, 1.0) or 0.0) * (1.0 if self._rungs[-1] else _MORE_ROUNDS)
+        return self.deadline - now - min(after, _MOST_RESERVED * (self.deadline - self.began))
 
-    def refit_share(self, number: int, now: float) -> float:
-        """The share of all rows on which a trial's configuration can be fitted again by the deadline; 1 without one."""
-        expected = self._expect(self._proposals[number], 1.0)
-        if self.deadline is None or expected is None:
-            return 1.0
-        needed = expected * self.reserve
+    def last_fit(self, number: int, now: float) -> LastFit:
+        """How a trial's configuration can be fitted by the deadline."""
+        proposal = self._proposals[number]
+        if self.deadline is None:
+            return LastFit(params=proposal.params)
         left = max(0.0, self.deadline - now)
-        return 1.0 if needed <= left else max(self.shares[0], (left / needed) ** (1.0 / _OVER_LINEAR))
+        needed = self.reserve * (self._expect(proposal, 1.0) or 0.0)
+        share = 1.0 if needed <= left else max(self.shares[0], (left / needed) ** (1.0 / _OVER_LINEAR))
+        return LastFit(params=proposal.params, share=share, until_s=max(0.1, _BOOSTING * left))
 
     def overdue(self, now: float) -> bool:
         """The time is used; never before a first trial has ended, since a search without one would be of no use."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
     from raymlops.data.snapshot import Arrays
     from raymlops.search.estimators import Estimator, Floats
+    from raymlops.search.schedule import LastFit
 
 __all__ = [
     "Leaderboard",
@@ -320,10 +321,26 @@ def run_trial(
 
     Raises whatever the family raises, and ``ValueError`` when the metric is not defined on these rows.
     """
+    return _run(problem, arrays, family, params, share, cache or RowCache(arrays, problem.seed), until_s)[0]
+
+
+def _run(
+    problem: Problem,
+    arrays: Arrays,
+    family: str,
+    params: Mapping[str, Any],
+    share: float,
+    cache: RowCache,
+    until_s: float | None,
+    threads: int = 1,
+) -> tuple[Outcome, Estimator]:
+    """:func:`run_trial`, and the estimator."""
     started = time.perf_counter()
     recent = float(params.get("recent", 1.0))
-    rows = (cache or RowCache(arrays, problem.seed)).get(recent, share)
+    rows = cache.get(recent, share)
     estimator: Any = problem.build(family, params)
+    if hasattr(estimator, "threads"):
+        estimator.threads = threads
     if hasattr(estimator, "once"):
         estimator.once = rows.once
     if hasattr(estimator, "until_s"):
@@ -338,7 +355,7 @@ def run_trial(
     some = chosen(len(rows.y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(rows.y)), problem.seed)
     train_score = problem.objective.score(rows.y[some], estimator.predict(rows.x[some]))
     full = share >= min(recent, problem.most)
-    return Outcome(
+    outcome = Outcome(
         full=full,
         score=score,
         train_score=train_score,
@@ -353,6 +370,7 @@ def run_trial(
         wrongs=_wrongs(problem, rows.y_val, prediction) if full else (),
         cost=serving_cost(estimator, rows.x_val) if full else None,
     )
+    return outcome, estimator
 
 
 def _by_group(problem: Problem, n: int, measure: Callable[[Any], float]) -> tuple[float, ...]:
@@ -467,16 +485,64 @@ def finish(
     leaderboard: Leaderboard,
     *,
     threads: int = 1,
-    share: Callable[[Trial], float] = lambda _trial: 1.0,
+    last: Callable[[Trial], LastFit] | None = None,
     fit: Fit | None = None,
 ) -> SearchResult:
-    """Pick the best trial and fit it for the gate, on a ``share`` of the rows. Raises :class:`SearchFailed` when there is none."""
+    """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none.
+
+    A trial that has not seen all rows is first fitted on them with ``threads``, its rounds found anew. In the time of a budget that fit
+    is the model, else it is fitted once more, on train and validation rows.
+
+    Parameters
+    ----------
+    last : how the chosen one can be fitted in the time left
+    """
     trial = leaderboard.best
+    told = None if last is None else last(trial)
+    if trial.status != "done" and told is not None and fit is None:
+        climbed = _climb(problem, arrays, trial, told, threads)
+        if isinstance(climbed, Trial):
+            leaderboard = leaderboard.updated(climbed)
+            return finish(problem, arrays, leaderboard, threads=threads, last=last)
+        trial, estimator, share = climbed
+        leaderboard = leaderboard.updated(trial)
+        if told.until_s is not None and leaderboard.best is trial:
+            return SearchResult(leaderboard=leaderboard, trial=trial, estimator=estimator, problem=problem, share=share)
+        return finish(problem, arrays, leaderboard, threads=threads, last=last)
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    part = share(trial)
+    part = 1.0 if told is None or fit is not None else told.share
     fitted = _fit(problem, trial, x, y, threads, part, fit)
     return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
+
+
+def _climb(
+    problem: Problem, arrays: Arrays, trial: Trial, told: LastFit, threads: int
+) -> tuple[Trial, Estimator, float] | Trial:
+    """A trial fitted on as many train rows as time allows, its estimator, and their share of train and validation rows; or the trial,
+    failed."""
+    cache = RowCache(arrays, problem.seed)
+    try:
+        outcome, estimator = _run(problem, arrays, trial.family, told.params, told.share, cache, told.until_s, threads)
+    except Exception as error:
+        # As on a worker: a configuration that fails is a finding, and there may be others.
+        reason = f"{type(error).__name__}: {error}"[:500]
+        return replace(trial, status="failed", error=reason, score=float("nan"))
+    better = replace(
+        trial,
+        status="done",
+        params={**told.params, **outcome.learned},
+        score=outcome.score,
+        train_score=outcome.train_score,
+        gap=outcome.gap,
+        fit_s=trial.fit_s + outcome.fit_s,
+        curve=(*trial.curve, (told.share, outcome.score)),
+        groups=outcome.groups,
+        wrongs=outcome.wrongs,
+        cost=outcome.cost,
+    )
+    seen = told.share * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
+    return better, estimator, seen
 
 
 def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
