@@ -199,3 +199,21 @@ def test_histogram_boosting_takes_a_column_whose_few_values_its_binning_may_not_
     x[45_000, 1] = 1.0
     fitted = candidates.hist_boosting().build({"max_iter": 1}, "binary", 2, [], 0).fit(x, y)
     assert ((fitted.predict(x[:100]) > fitted.predict(x[:100]).mean()) == y[:100]).all()
+
+
+def test_a_hurried_fit_learns_faster_in_as_many_rounds_less() -> None:
+    x, y = rows("binary")
+    family = candidates.xgboost()
+    params = {**family.start, "learning_rate": 0.05, "rounds": 90}
+    calm, hurried = (family.build(params, "binary", 2, [2], 0) for _ in range(2))
+    assert calm.quickest == pytest.approx(6.0)
+    hurried.hurry = 3.0
+    for model in (calm, hurried):
+        model.fit(x[:300], y[:300])
+    assert (calm.booster.num_boosted_rounds(), hurried.booster.num_boosted_rounds()) == (90, 30)
+    assert np.abs(calm.predict(x) - hurried.predict(x)).mean() < 0.1
+    # Where the rounds are found anew, the rate is what a later fit on other rows must keep with them.
+    found = family.build({**params, "rounds": 200}, "binary", 2, [2], 0)
+    found.hurry = 3.0
+    found.fit(x[:300], y[:300], x[300:], y[300:])
+    assert found.learned["learning_rate"] == pytest.approx(0.15)

@@ -168,10 +168,26 @@ def test_rows_that_no_fit_can_take_in_the_time_left_are_thinned_for_the_last_one
     plan.result(2, 0, outcome(0.1, fit_s=9.0))
     job = ordered(plan.order(10.0)).jobs[0]
     assert (job.proposal.number, job.rung) == (1, 1)
-    assert plan.last_fit(1, 40.0).share == 1.0
-    assert 1 / 3 < plan.last_fit(1, 80.0).share < 0.5
-    assert plan.last_fit(1, 80.0).until_s == pytest.approx(17.0)
-    assert plan.last_fit(1, 99.99).share == pytest.approx(1 / 9)
+    assert plan.last_fit(1, 40.0).pace(1.0) == (1.0, 1.0)
+    late = plan.last_fit(1, 80.0)
+    assert late.pace(1.0) == (1.0, pytest.approx((20 / 50.4) ** (1 / 1.1), rel=0.01))
+    assert late.pace(2.0) == (2.0, pytest.approx((40 / 50.4) ** (1 / 1.1), rel=0.01))
+    assert late.pace(5.0) == (pytest.approx(50.4 / 20, rel=0.01), 1.0)
+    assert late.until_s == pytest.approx(17.0)
+    assert plan.last_fit(1, 99.99).pace(1.0)[1] == pytest.approx(1 / 9)
+
+
+def test_how_much_longer_more_rows_take_is_learnt_from_what_climbed() -> None:
+    plan = schedule(trials=None, deadline=1000.0, reserve=1.0)
+    for number, score in enumerate((0.9, 0.5, 0.1)):
+        ordered(plan.order(0.0))
+        plan.result(number, 0, outcome(score, fit_s=2.0))
+    assert plan.last_fit(0, 990.0).over == pytest.approx(2.0 * 9**1.1 / 10)
+    assert ordered(plan.order(0.0)).jobs[0].rung == 1
+    plan.result(0, 1, outcome(0.95, fit_s=2.0 * 3**1.5))
+    # Others of the family are expected to grow as fast.
+    assert plan.last_fit(0, 990.0).over == pytest.approx(2.0 * 9**1.5 / 10)
+    assert plan.last_fit(1, 990.0).over == pytest.approx(2.0 * 9**1.5 / 10)
 
 
 def test_a_search_that_has_no_trial_yet_goes_on_past_its_time() -> None:

@@ -194,7 +194,7 @@ def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_i
     board = Leaderboard(metric="roc_auc", mode="max", trials=(sampled,))
 
     def told(until_s: float | None) -> Any:
-        return lambda trial: LastFit(params={**start, "learning_rate": 0.01}, share=1.0, until_s=until_s)
+        return lambda trial: LastFit(params={**start, "learning_rate": 0.01}, until_s=until_s)
 
     for until_s, share in ((60.0, 0.8), (None, 1.0)):
         result = finish(problem, arrays, board, last=told(until_s))

@@ -23,7 +23,8 @@ Floats = NDArray[np.floating[Any]]
 Weigh = Callable[[Floats, Floats], Floats]
 
 _PATIENCE = 20
-_WATCHED_ROWS = 50_000
+_WATCHED_ROWS, _WATCHED_LEAST = 50_000, 5_000
+_FASTEST = 0.3
 _BINNED_ROWS = 200_000
 _OBJECTIVE: dict[Task, str] = {
     "binary": "binary:logistic",
@@ -63,6 +64,7 @@ class XGBoostEstimator:
     most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
     threads : for the fit; prediction takes one
     until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    hurry : how many times faster to learn, at most ``quickest``: a higher learning rate needs as many rounds less
     weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
     monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
     quantile : of a regression to predict; ``None`` predicts the mean
@@ -76,6 +78,7 @@ class XGBoostEstimator:
         self.stopping = True
         self.threads = 1
         self.until_s: float | None = None
+        self.hurry = 1.0
         self.weigh: Weigh | None = None
         self.monotone: tuple[int, ...] = ()
         self.quantile: float | None = None
@@ -99,6 +102,11 @@ class XGBoostEstimator:
         """Quantile bins a column."""
         return int(self._params.get("max_bin", 256))
 
+    @property
+    def quickest(self) -> float:
+        """How large ``hurry`` may be for a small loss of score: up to a learning rate of 0.3."""
+        return max(1.0, _FASTEST / float(self._params.get("learning_rate", _FASTEST)))
+
     def kinds(self, width: int) -> list[str] | None:
         """XGBoost's word for each column's kind; ``None`` where all are numbers."""
         return ["c" if i in self.categorical else "q" for i in range(width)] if self.categorical else None
@@ -106,6 +114,8 @@ class XGBoostEstimator:
     def settings(self) -> dict[str, Any]:
         """What ``xgboost.train`` is given."""
         params = {**self._params, "nthread": self.threads}
+        if self.hurry > 1.0:
+            params["learning_rate"] = float(self._params["learning_rate"]) * self.hurry
         if any(self.monotone):
             params["monotone_constraints"] = tuple(self.monotone)
         if self.quantile is not None:
@@ -122,16 +132,19 @@ class XGBoostEstimator:
         train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         if x_val is None or not self.stopping:
-            self.booster = xgb.train(params, train, num_boost_round=self.rounds, callbacks=ends)
-            if ends and self.booster.num_boosted_rounds() < self.rounds:
+            rounds = math.ceil(self.rounds / self.hurry)
+            self.booster = xgb.train(params, train, num_boost_round=rounds, callbacks=ends)
+            if ends and self.booster.num_boosted_rounds() < rounds:
                 self.learned = {"rounds": self.booster.num_boosted_rounds()}
             return self
-        some = np.linspace(0, len(x_val) - 1, min(len(x_val), _WATCHED_ROWS)).astype(int)
+        # Each round is judged on a quarter as many rows as it learns from: more would take longer than the round itself.
+        most = min(len(x_val), _WATCHED_ROWS, max(_WATCHED_LEAST, len(x) // 4))
+        some = np.linspace(0, len(x_val) - 1, most).astype(int)
         y_val = np.zeros(len(x_val)) if y_val is None else y_val
         watched = self.once(
             ("watched", bins, self.categorical), lambda: self._matrix(x_val[some], y_val[some], bins, train)
         )
-        patience = max(_PATIENCE, int(3.0 / float(self._params.get("learning_rate", 0.3))))
+        patience = max(_PATIENCE, int(3.0 / float(params.get("learning_rate", _FASTEST))))
         grown = xgb.train(
             params,
             train,
@@ -143,6 +156,8 @@ class XGBoostEstimator:
         )
         kept = int(grown.best_iteration) + 1
         self.learned = {"rounds": kept}
+        if self.hurry > 1.0:
+            self.learned["learning_rate"] = params["learning_rate"]
         self.booster = grown[:kept]
         return self
 

@@ -5,6 +5,7 @@ Nothing here knows Ray or reads a clock: workers ask for an :data:`Order`, tell 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ _RECENT_FITS = 5
 _GRACE_S = 1.0
 # A fit's time grows a little faster than its rows; a second thread does not halve it.
 _OVER_LINEAR, _SPEEDUP = 1.1, 0.7
+_CLEAR_S = 0.1
 # On more rows early stopping comes later; at most so much of the budget is set aside for the last fit, and of that fit so much is boosting.
 _MORE_ROUNDS, _MOST_RESERVED, _BOOSTING = 1.5, 0.5, 0.85
 
@@ -83,13 +85,24 @@ class LastFit:
     Attributes
     ----------
     params : of the proposal, without what a fit on fewer rows has fixed
-    share : of all rows, that can be learnt from in time
+    over : times the time left that it would take on all rows; 1 when it fits in
+    growth : power of the rows with which its time grows
     until_s : boosting must end after this time; ``None`` without a time budget
     """
 
     params: Mapping[str, Any]
-    share: float = 1.0
+    over: float = 1.0
+    growth: float = 1.1
     until_s: float | None = None
+
+    def pace(self, quickest: float) -> tuple[float, float]:
+        """How many times faster than asked for to learn, at most ``quickest``, and then on which share of the rows.
+
+        >>> LastFit(params={}, over=8.0, growth=1.0).pace(2.0)
+        (2.0, 0.25)
+        """
+        hurry = min(self.over, max(1.0, quickest))
+        return hurry, (hurry / self.over) ** (1.0 / self.growth)
 
 
 class Proposer(Protocol):
@@ -125,9 +138,9 @@ def refit_cost(more: float, threads: int) -> float:
     return more**_OVER_LINEAR / (1.0 + _SPEEDUP * (threads - 1))
 
 
-def scaled(fit_s: float, at: float, share: float) -> float:
-    """What took ``fit_s`` seconds at one share of the rows, at another: a little over linear."""
-    return fit_s * (share / at) ** _OVER_LINEAR
+def scaled(fit_s: float, at: float, share: float, growth: float = 1.1) -> float:
+    """What took ``fit_s`` seconds at one share of the rows, at another."""
+    return float(fit_s * (share / at) ** growth)
 
 
 class Costs:
@@ -139,13 +152,13 @@ class Costs:
     def told(self, family: str, share: float, fit_s: float) -> None:
         self._seen.setdefault((family, share), deque(maxlen=_RECENT_FITS)).append(fit_s)
 
-    def expect(self, family: str, share: float) -> float | None:
-        """Seconds, or ``None`` when nothing is known of the family; another share's time is scaled a little over linearly."""
+    def expect(self, family: str, share: float, growth: float = 1.1) -> float | None:
+        """Seconds, or ``None`` when nothing is known of the family; another share's time is scaled."""
         known = {at: median(times) for (name, at), times in self._seen.items() if name == family}
         if not known:
             return None
         nearest = min(known, key=lambda at: abs(math.log(at / share)))
-        return scaled(known[nearest], nearest, share)
+        return scaled(known[nearest], nearest, share, growth)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -184,7 +197,7 @@ class Schedule:
     _promoted: list[set[int]] = field(default_factory=list)
     _running: dict[int, Job] = field(default_factory=dict)
     _again: deque[Job] = field(default_factory=deque)
-    _took: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _took: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rungs = [{} for _ in self.shares]
@@ -234,7 +247,7 @@ class Schedule:
         proposal = self._proposals[number]
         self._running.pop(number, None)
         self.costs.told(proposal.family, self.shares[rung], outcome.fit_s)
-        self._took[number] = (self.shares[rung], outcome.fit_s)
+        self._took.setdefault(number, []).append((self.shares[rung], outcome.fit_s))
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
         for at in range(rung, top + 1):
@@ -388,10 +401,25 @@ class Schedule:
 
     def _expect(self, proposal: Proposal, share: float) -> float | None:
         """Seconds of a fit: by what this configuration took on fewer rows, else by its family."""
+        growth = self._growth(proposal.family)
         if proposal.number in self._took:
-            at, fit_s = self._took[proposal.number]
-            return scaled(fit_s, at, share)
-        return self.costs.expect(proposal.family, share)
+            at, fit_s = self._took[proposal.number][-1]
+            return scaled(fit_s, at, share, growth)
+        return self.costs.expect(proposal.family, share, growth)
+
+    def _growth(self, family: str) -> float:
+        """The power of the rows with which a fit's time grows: a little over one, or as this family's climbs have shown.
+
+        Boosting with early stopping takes more rounds on more rows.
+        """
+        seen = [
+            math.log(after[1] / before[1]) / math.log(after[0] / before[0])
+            for number, fits in self._took.items()
+            if self._proposals[number].family == family
+            for before, after in itertools.pairwise(fits)
+            if before[1] > _CLEAR_S and after[0] > before[0]
+        ]
+        return min(max(median(seen), 1.0), 2.0) if seen else _OVER_LINEAR
 
     def _fits_in(self, job: Job, now: float) -> bool:
         expected = self._expect(job.proposal, job.share)
@@ -412,10 +440,11 @@ class Schedule:
         proposal = self._proposals[number]
         if self.deadline is None:
             return LastFit(params=proposal.params)
-        left = max(0.0, self.deadline - now)
+        left = max(0.1, self.deadline - now)
         needed = self.reserve * (self._expect(proposal, 1.0) or 0.0)
-        share = 1.0 if needed <= left else max(self.shares[0], (left / needed) ** (1.0 / _OVER_LINEAR))
-        return LastFit(params=proposal.params, share=share, until_s=max(0.1, _BOOSTING * left))
+        growth = self._growth(proposal.family)
+        over = min(max(1.0, needed / left), self.shares[0] ** -growth)
+        return LastFit(params=proposal.params, over=over, growth=growth, until_s=_BOOSTING * left)
 
     def overdue(self, now: float) -> bool:
         """The time is used; never before a first trial has ended, since a search without one would be of no use."""

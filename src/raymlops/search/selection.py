@@ -333,6 +333,7 @@ def _run(
     cache: RowCache,
     until_s: float | None,
     threads: int = 1,
+    hurry: float = 1.0,
 ) -> tuple[Outcome, Estimator]:
     """:func:`run_trial`, and the estimator."""
     started = time.perf_counter()
@@ -345,6 +346,8 @@ def _run(
         estimator.once = rows.once
     if hasattr(estimator, "until_s"):
         estimator.until_s = until_s
+    if hasattr(estimator, "hurry"):
+        estimator.hurry = hurry
     estimator.fit(rows.x, rows.y, rows.x_val, rows.y_val)
     prediction = estimator.predict(rows.x_val)
     score = problem.objective.score(rows.y_val, prediction)
@@ -511,8 +514,7 @@ def finish(
         return finish(problem, arrays, leaderboard, threads=threads, last=last)
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    part = 1.0 if told is None or fit is not None else told.share
-    fitted = _fit(problem, trial, x, y, threads, part, fit)
+    fitted, part = _fitted(problem, trial, x, y, threads, None if fit is not None else told, fit)
     return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
 
 
@@ -523,7 +525,10 @@ def _climb(
     failed."""
     cache = RowCache(arrays, problem.seed)
     try:
-        outcome, estimator = _run(problem, arrays, trial.family, told.params, told.share, cache, told.until_s, threads)
+        hurry, share = told.pace(getattr(problem.build(trial.family, told.params), "quickest", 1.0))
+        outcome, estimator = _run(
+            problem, arrays, trial.family, told.params, share, cache, told.until_s, threads, hurry
+        )
     except Exception as error:
         # As on a worker: a configuration that fails is a finding, and there may be others.
         reason = f"{type(error).__name__}: {error}"[:500]
@@ -536,12 +541,12 @@ def _climb(
         train_score=outcome.train_score,
         gap=outcome.gap,
         fit_s=trial.fit_s + outcome.fit_s,
-        curve=(*trial.curve, (told.share, outcome.score)),
+        curve=(*trial.curve, (share, outcome.score)),
         groups=outcome.groups,
         wrongs=outcome.wrongs,
         cost=outcome.cost,
     )
-    seen = told.share * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
+    seen = share * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
     return better, estimator, seen
 
 
@@ -550,7 +555,7 @@ def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Es
 
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
-    return _fit(result.problem, result.trial, x, y, threads, fit=result.fit)
+    return _fitted(result.problem, result.trial, x, y, threads, fit=result.fit)[0]
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
@@ -559,19 +564,25 @@ def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
     return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
-def _fit(
+def _fitted(
     problem: Problem,
     trial: Trial,
     x: Floats,
     y: Floats,
     threads: int = 1,
-    share: float = 1.0,
+    told: LastFit | None = None,
     fit: Fit | None = None,
-) -> Estimator:
-    recent = float(trial.params.get("recent", 1.0))
-    rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
+) -> tuple[Estimator, float]:
+    """A trial's configuration on rows, or on the share of them that time allows."""
     estimator: Any = problem.build(trial.family, trial.params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
+    share = 1.0
+    if told is not None:
+        hurry, share = told.pace(getattr(estimator, "quickest", 1.0))
+        if hasattr(estimator, "hurry"):
+            estimator.hurry = hurry
+    recent = float(trial.params.get("recent", 1.0))
+    rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
     fitted: Estimator = estimator.fit(x[rows], y[rows]) if fit is None else fit(estimator, x[rows], y[rows])
-    return fitted
+    return fitted, share
