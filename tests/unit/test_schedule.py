@@ -34,7 +34,7 @@ class Numbers:
         self.asked += 1
         return Proposal(number=self.asked - 1, family="f", params={}, point={"x": self.asked - 1})
 
-    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None:
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool, fit_s: float) -> None:
         self.told.append((proposal.number, score, rung))
 
     def fail(self, proposal: Proposal) -> None:
@@ -463,6 +463,24 @@ def test_proposals_learn_and_close_in_on_the_best() -> None:
         proposal = made.ask()
         score = -((np.log10(proposal.params["C"]) + 2.0) ** 2)  # best at C = 0.01
         scores.append(score)
-        made.tell(proposal, score, rung=0, full=True)
+        made.tell(proposal, score, rung=0, full=True, fit_s=1.0)
     assert np.mean(scores[-10:]) > np.mean(scores[:10])
     assert max(scores) > -0.01
+
+
+def test_time_goes_to_families_that_are_near_the_best_and_quick() -> None:
+    families = {family.name: family for family in candidates.defaults()}
+    made = Proposals(families, (1.0,), mode="max", seed=0, floor=0.5)
+    scores = {"xgboost": (0.90, 1.0), "linear": (0.70, 0.1), "random_forest": (0.89, 9.0), "hist_boosting": (0.90, 1.0)}
+    drawn = []
+    for _ in range(84):
+        proposal = made.ask()
+        drawn.append(proposal.family)
+        score, fit_s = scores[proposal.family]
+        made.tell(proposal, score, rung=0, full=False, fit_s=fit_s)
+    # Each family's start, then 40 draws by promise beside as many steps around the best.
+    assert drawn[:4] == list(families)
+    counts = {name: drawn[4::2].count(name) for name in families}
+    assert counts["xgboost"] + counts["hist_boosting"] > 25
+    assert 0 < counts["random_forest"] < counts["xgboost"]
+    assert counts["linear"] < 5

@@ -110,7 +110,7 @@ class Proposer(Protocol):
 
     def ask(self) -> Proposal: ...
 
-    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None: ...
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool, fit_s: float) -> None: ...
 
     def fail(self, proposal: Proposal) -> None: ...
 
@@ -254,7 +254,7 @@ class Schedule:
             self._rungs[at][number] = outcome.score if self.mode == "max" else -outcome.score
             if at < top:
                 self._promoted[at].add(number)
-        self.proposer.tell(proposal, outcome.score, rung=top, full=outcome.full)
+        self.proposer.tell(proposal, outcome.score, rung=top, full=outcome.full, fit_s=outcome.fit_s)
         before = self.ended.get(number)
         return self._end(
             Trial(
