@@ -343,22 +343,20 @@ class Schedule:
         return None
 
     def _last_climb(self, now: float) -> Job | None:
-        """When nothing has seen all the rows: the best of the highest rung goes to the top at once, or as far as time allows."""
+        """When nothing has seen all the rows: the best goes to the top at once, or as far as time allows."""
         top = len(self.shares) - 1
         if self._rungs[-1] or any(job.rung == top for job in self._running.values()):
             return None
-        for rung in range(top - 1, -1, -1):
-            waiting = {number: score for number, score in self._rungs[rung].items() if number not in self._running}
-            if not waiting:
-                continue
-            number = max(waiting, key=lambda key: waiting[key])
-            for goal in range(top, rung, -1):
-                job = self._job(self._proposals[number], goal, now)
-                if self._fits_in(job, now):
-                    for below in range(rung, goal):
-                        self._promoted[below].add(number)
-                    return job
+        best = self._leader(idle=True)
+        if best is None:
             return None
+        rung = max(at for at, scores in enumerate(self._rungs) if best.number in scores)
+        for goal in range(top, rung, -1):
+            job = self._job(best, goal, now)
+            if self._fits_in(job, now):
+                for below in range(rung, goal):
+                    self._promoted[below].add(best.number)
+                return job
         return None
 
     def _must_finish(self, now: float) -> bool:
@@ -372,11 +370,16 @@ class Schedule:
         # A fit that takes long is left to the last one, which has all threads.
         return needed <= 0.2 * budget and left <= max(1.5 * needed, 0.4 * budget)
 
-    def _leader(self) -> Proposal | None:
-        for scores in reversed(self._rungs):
-            if scores:
-                return self._proposals[max(scores, key=lambda key: scores[key])]
-        return None
+    def _leader(self, *, idle: bool = False) -> Proposal | None:
+        """The best by its latest score, on however many rows; among those that do not run when ``idle``."""
+        scored = [
+            trial
+            for number, trial in self.ended.items()
+            if trial.status != "failed" and not (idle and number in self._running)
+        ]
+        sign = 1.0 if self.mode == "max" else -1.0
+        best = max(scored, key=lambda trial: sign * trial.score, default=None)
+        return None if best is None else self._proposals[best.number]
 
     def _may_ask(self, now: float) -> bool:
         if self.trials is not None and len(self._proposals) >= self.trials:
@@ -396,7 +399,7 @@ class Schedule:
         left = max(0.0, self.deadline - now)
         until = max(0.1, min(self._left(now), left / (1.0 + self.reserve)))
         # The first of a search may run on past its time, since a search without one trial is of no use.
-        stop = left + _GRACE_S if self.ended or self._running else None
+        stop = max(0.0, self._left(now)) + _GRACE_S if self.ended or self._running else None
         return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until, stop_s=stop)
 
     def _expect(self, proposal: Proposal, share: float) -> float | None:
@@ -447,8 +450,8 @@ class Schedule:
         return LastFit(params=proposal.params, over=over, growth=growth, until_s=_BOOSTING * left)
 
     def overdue(self, now: float) -> bool:
-        """The time is used; never before a first trial has ended, since a search without one would be of no use."""
-        return self.deadline is not None and bool(self.ended) and now >= self.deadline
+        """The time for trials is used; never before a first one has ended, since a search without one would be of no use."""
+        return self.deadline is not None and bool(self.ended) and self._left(now) <= 0
 
     def _room(self) -> int:
         """At most so many fits in one order: the rest of the search is spread over all workers."""
