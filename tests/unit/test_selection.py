@@ -27,6 +27,7 @@ from raymlops.search.selection import (
     recent_shares,
     refit,
     run_trial,
+    unseen_validation,
 )
 from raymlops.search.threshold import Costs
 
@@ -199,6 +200,10 @@ def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_i
     for until_s, share in ((60.0, 0.8), (None, 1.0)):
         result = finish(problem, arrays, board, last=told(until_s))
         assert result.share == pytest.approx(share, abs=0.1)
+        assert result.train_only == (until_s is not None)
+        if result.train_only:
+            said = unseen_validation(result, arrays)
+            np.testing.assert_array_equal(said, result.estimator.predict(arrays.x_validation))
         assert result.trial.status == "done"
         assert result.trial.params["rounds"] > 0
         assert result.trial.params["learning_rate"] == 0.01

@@ -466,11 +466,12 @@ Fit = Callable[[Any, "Floats", "Floats"], "Estimator"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows.
+    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and, as a rule, validation rows.
 
     Attributes
     ----------
     share : of those rows that the estimator has learnt from; under 1 where the time budget left none for all of them
+    train_only : the estimator has learnt from train rows alone, for the same reason
     fit : fits a built estimator on rows, where one worker does not hold them; ``None`` fits here
     """
 
@@ -479,6 +480,7 @@ class SearchResult:
     estimator: Estimator
     problem: Problem
     share: float = 1.0
+    train_only: bool = False
     fit: Fit | None = None
 
 
@@ -510,7 +512,14 @@ def finish(
         trial, estimator, share = climbed
         leaderboard = leaderboard.updated(trial)
         if told.until_s is not None and leaderboard.best is trial:
-            return SearchResult(leaderboard=leaderboard, trial=trial, estimator=estimator, problem=problem, share=share)
+            return SearchResult(
+                leaderboard=leaderboard,
+                trial=trial,
+                estimator=estimator,
+                problem=problem,
+                share=share,
+                train_only=True,
+            )
         return finish(problem, arrays, leaderboard, threads=threads, last=last)
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
@@ -559,8 +568,10 @@ def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Es
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
-    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: the result's own
-    estimator has learnt from them."""
+    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: as a rule the
+    result's own estimator has learnt from them."""
+    if result.train_only:
+        return result.estimator.predict(arrays.x_validation)
     return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
