@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,22 @@ def test_rows_that_no_fit_can_take_in_the_time_left_are_thinned_for_the_last_one
     assert late.pace(5.0) == (pytest.approx(50.4 / 20, rel=0.01), 1.0)
     assert late.until_s == pytest.approx(17.0)
     assert plan.last_fit(1, 99.99).pace(1.0)[1] == pytest.approx(1 / 9)
+
+
+def test_the_last_fit_is_of_what_promises_most_in_the_time_left_not_of_what_scores_best_on_a_sample() -> None:
+    class Two(Numbers):
+        def ask(self) -> Proposal:
+            return replace(super().ask(), family=("slow", "quick")[self.asked % 2])
+
+    plan = schedule(proposer=Two(), trials=None, deadline=100.0, reserve=1.0)
+    for family, fit_s, scores in (("quick", 1.0, (0.80, 0.84)), ("slow", 40.0, (0.80, 0.85))):
+        job = ordered(plan.order(0.0)).jobs[0]
+        assert job.proposal.family == family
+        for rung, score in enumerate(scores):
+            plan.result(job.proposal.number, rung, outcome(score, fit_s=fit_s * 3**rung))
+    # Half of the time is enough for the quick one on all rows, expected at 0.84 + 0.7 x 0.04; for the slow one of no more than it saw.
+    assert plan.pick([0, 1], 50.0) == 0
+    assert plan.pick([0, 1], -900.0) == 1
 
 
 def test_how_much_longer_more_rows_take_is_learnt_from_what_climbed() -> None:

@@ -194,11 +194,18 @@ def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_i
     sampled = Trial(number=0, family="xgboost", params={**start, "rounds": 1}, score=0.9, status="stopped")
     board = Leaderboard(metric="roc_auc", mode="max", trials=(sampled,))
 
-    def told(until_s: float | None) -> Any:
-        return lambda trial: LastFit(params={**start, "learning_rate": 0.01}, until_s=until_s)
+    class Told:
+        def __init__(self, until_s: float | None, **params: Any) -> None:
+            self.until_s, self.params = until_s, params
+
+        def pick(self, trials: Any) -> Trial:
+            return trials[0]
+
+        def last_fit(self, trial: Trial) -> LastFit:
+            return LastFit(params=self.params[trial.family], until_s=self.until_s)
 
     for until_s, share in ((60.0, 0.8), (None, 1.0)):
-        result = finish(problem, arrays, board, last=told(until_s))
+        result = finish(problem, arrays, board, end=Told(until_s, xgboost={**start, "learning_rate": 0.01}))
         assert result.share == pytest.approx(share, abs=0.1)
         assert result.train_only == (until_s is not None)
         if result.train_only:
@@ -212,13 +219,8 @@ def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_i
         assert result.estimator.booster.num_boosted_rounds() == result.trial.params["rounds"]
     # One that fails at full size leaves the place to the next.
     second = Trial(number=1, family="linear", params={"C": 1.0}, score=0.5, status="stopped")
-    params = {"xgboost": {**start, "max_leaves": "many"}, "linear": {"C": 1.0}}
-    fallen = finish(
-        problem,
-        arrays,
-        board.updated(second),
-        last=lambda trial: LastFit(params=params[trial.family], until_s=9.0),
-    )
+    end = Told(9.0, xgboost={**start, "max_leaves": "many"}, linear={"C": 1.0})
+    fallen = finish(problem, arrays, board.updated(second), end=end)
     assert (fallen.trial.number, fallen.trial.status) == (1, "done")
     assert any("max_leaves" in error for error in fallen.leaderboard.errors)
 

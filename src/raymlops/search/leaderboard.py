@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -89,6 +90,11 @@ class Leaderboard:
             return not whole and not sign * t.score < bar, whole and not self._within(t), sign * t.score, t.number
 
         return tuple(sorted(scored, key=order))
+
+    @property
+    def promising(self) -> tuple[Trial, ...]:
+        """Stopped trials that go before all of full size, best first."""
+        return tuple(itertools.takewhile(lambda trial: trial.status != "done", self.ranked))
 
     @property
     def best(self) -> Trial:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from raymlops.errors import SearchFailed
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
-from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder, refit_cost
+from raymlops.search.schedule import Finished, LastFit, Order, Schedule, Wait, ladder, refit_cost
 from raymlops.search.selection import (
     Fit,
     Leaderboard,
@@ -136,7 +136,7 @@ def search(
         arrays,
         leaderboard,
         threads=lanes,
-        last=lambda trial: schedule.last_fit(trial.number, time.monotonic()),
+        end=_End(schedule),
         fit=None if plan is None else _spread_fit(plan, settings),
     )
     if journal is not None:
@@ -234,6 +234,20 @@ class _Deadline(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._schedule.overdue(time.monotonic() - _GRACE_S)
+
+
+class _End:
+    """What the schedule knows, at the time at which it is asked."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def pick(self, trials: Sequence[Trial]) -> Trial:
+        by_number = {trial.number: trial for trial in trials}
+        return by_number[self._schedule.pick(list(by_number), time.monotonic())]
+
+    def last_fit(self, trial: Trial) -> LastFit:
+        return self._schedule.last_fit(trial.number, time.monotonic())
 
 
 class _Orders(Searcher):

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -464,6 +464,14 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
 Fit = Callable[[Any, "Floats", "Floats"], "Estimator"]
 
 
+class End(Protocol):
+    """What is known of the time that is left when a search ends."""
+
+    def pick(self, trials: Sequence[Trial]) -> Trial: ...
+
+    def last_fit(self, trial: Trial) -> LastFit: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """The leaderboard, the trial to promote, and that trial's estimator fitted on train and, as a rule, validation rows.
@@ -490,7 +498,7 @@ def finish(
     leaderboard: Leaderboard,
     *,
     threads: int = 1,
-    last: Callable[[Trial], LastFit] | None = None,
+    end: End | None = None,
     fit: Fit | None = None,
 ) -> SearchResult:
     """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none.
@@ -500,18 +508,22 @@ def finish(
 
     Parameters
     ----------
-    last : how the chosen one can be fitted in the time left
+    end : which of several such trials, and how a trial can be fitted in the time left
     """
     trial = leaderboard.best
-    told = None if last is None else last(trial)
-    if trial.status != "done" and told is not None and fit is None:
+    while trial.status != "done" and end is not None and fit is None:
+        trial = end.pick(leaderboard.promising)
+        told = end.last_fit(trial)
         climbed = _climb(problem, arrays, trial, told, threads)
         if isinstance(climbed, Trial):
             leaderboard = leaderboard.updated(climbed)
-            return finish(problem, arrays, leaderboard, threads=threads, last=last)
-        trial, estimator, share = climbed
-        leaderboard = leaderboard.updated(trial)
-        if told.until_s is not None and leaderboard.best is trial:
+            trial = leaderboard.best
+            continue
+        whole, estimator, share = climbed
+        leaderboard = leaderboard.updated(whole)
+        # Others that saw a sample had their chance: there is time for one.
+        trial = next(item for item in leaderboard.ranked if item.status == "done")
+        if trial is whole and told.until_s is not None:
             return SearchResult(
                 leaderboard=leaderboard,
                 trial=trial,
@@ -520,10 +532,10 @@ def finish(
                 share=share,
                 train_only=True,
             )
-        return finish(problem, arrays, leaderboard, threads=threads, last=last)
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    fitted, part = _fitted(problem, trial, x, y, threads, None if fit is not None else told, fit)
+    told_last = None if end is None or fit is not None else end.last_fit(trial)
+    fitted, part = _fitted(problem, trial, x, y, threads, told_last, fit)
     return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
 
 
