@@ -219,7 +219,8 @@ def test_a_search_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_aga
     ran = fits(lake)
     assert ran[: len(kept)] == kept
     assert len(ran) == len(set(ran)) > len(kept)
-    assert sorted(trial.number for trial in result.leaderboard.trials) == list(range(8))
+    # What was in flight when it broke off comes again, under a number of its own.
+    assert len({trial.number for trial in result.leaderboard.trials}) == 8
 
 
 def test_time_ends_a_search_without_a_limit_of_trials(ray_cluster: Settings, arrays: Arrays) -> None:
