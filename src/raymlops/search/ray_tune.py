@@ -139,6 +139,8 @@ def search(
         end=_End(schedule),
         fit=None if plan is None else _spread_fit(plan, settings),
     )
+    if on_trial is not None and result.leaderboard is not leaderboard:
+        on_trial(result.trial)
     if journal is not None:
         journal.close(result.leaderboard, schedule.points)
     return result
