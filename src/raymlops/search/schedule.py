@@ -199,6 +199,7 @@ class Schedule:
     _running: dict[int, Job] = field(default_factory=dict)
     _again: deque[Job] = field(default_factory=deque)
     _took: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    _known: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rungs = [{} for _ in self.shares]
@@ -373,14 +374,19 @@ class Schedule:
 
     def _leader(self, *, idle: bool = False) -> Proposal | None:
         """The one that promises most of a last fit in half of the budget; among those that do not run when ``idle``."""
-        scored = [
-            number
-            for number, trial in self.ended.items()
-            if trial.status != "failed" and not (idle and number in self._running)
-        ]
         seconds = None if self.deadline is None else _MOST_RESERVED * (self.deadline - self.began)
-        best = max(scored, key=lambda number: self._promise(number, seconds), default=None)
-        return None if best is None else self._proposals[best]
+
+        def best() -> Proposal | None:
+            scored = [
+                number
+                for number, trial in self.ended.items()
+                if trial.status != "failed" and not (idle and number in self._running)
+            ]
+            found = max(scored, key=lambda number: self._promise(number, seconds), default=None)
+            return None if found is None else self._proposals[found]
+
+        led: Proposal | None = best() if idle else self._once("leader", best)
+        return led
 
     def pick(self, numbers: Sequence[int], now: float) -> int:
         """Of trials that have not seen all rows, the one that promises most of a fit in the time left."""
@@ -404,13 +410,16 @@ class Schedule:
 
     def _gain(self, proposal: Proposal) -> float:
         """What the last step of three times the rows gained this configuration, or its family's others; 0 when unknown."""
+        steps = self._once(("steps", proposal.family), lambda: self._steps(proposal.family))
+        return float(max(0.0, steps.get(proposal.number, median(steps.values()) if steps else 0.0)))
+
+    def _steps(self, family: str) -> dict[int, float]:
         sign = 1.0 if self.mode == "max" else -1.0
-        steps = {
+        return {
             number: sign * (trial.curve[-1][1] - trial.curve[-2][1])
             for number, trial in self.ended.items()
-            if trial.status != "failed" and len(trial.curve) > 1 and trial.family == proposal.family
+            if trial.status != "failed" and len(trial.curve) > 1 and trial.family == family
         }
-        return max(0.0, steps.get(proposal.number, median(steps.values()) if steps else 0.0))
 
     def _may_ask(self, now: float) -> bool:
         if self.trials is not None and len(self._proposals) >= self.trials:
@@ -446,6 +455,9 @@ class Schedule:
 
         Boosting with early stopping takes more rounds on more rows.
         """
+        return float(self._once(("growth", family), lambda: self._growth_now(family)))
+
+    def _growth_now(self, family: str) -> float:
         seen = [
             math.log(after[1] / before[1]) / math.log(after[0] / before[0])
             for number, fits in self._took.items()
@@ -496,7 +508,14 @@ class Schedule:
             return "the time budget is used"
         return f"all {self.trials} trials ended"
 
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What follows from the trials so far, worked out once until the next one ends."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
     def _end(self, trial: Trial) -> Trial:
+        self._known.clear()
         # Again at the end of the board: it is in the order in which trials last ended.
         self.ended.pop(trial.number, None)
         self.ended[trial.number] = trial
