@@ -63,7 +63,7 @@ class XGBoostEstimator:
     ----------
     most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
     threads : for the fit; prediction takes one
-    until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    until_s : boosting ends this many seconds after the fit began, with the rounds it has; ``None`` has no limit
     hurry : how many times faster to learn, at most ``quickest``: a higher learning rate needs as many rounds less
     weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
     monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
@@ -129,8 +129,8 @@ class XGBoostEstimator:
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
         bins, params = self.bins, self.settings()
-        train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
+        train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         if x_val is None or not self.stopping:
             rounds = math.ceil(self.rounds / self.hurry)
             self.booster = xgb.train(params, train, num_boost_round=rounds, callbacks=ends)

@@ -91,7 +91,7 @@ def search(
     Raises
     ------
     ConfigError : a metric or candidates that do not fit the task, a search space that fails
-    SearchFailed : no trial gave a model, or no CPU became free for the first one within 300 s
+    SearchFailed : no trial gave a model, no worker can start, or no CPU became free for the first one within 300 s
     """
     began = time.monotonic()
     problem = Problem.of(spec, contract, arrays)

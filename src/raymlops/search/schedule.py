@@ -26,8 +26,9 @@ _GRACE_S = 1.0
 # A fit's time grows a little faster than its rows; a second thread does not halve it.
 _OVER_LINEAR, _SPEEDUP = 1.1, 0.7
 _CLEAR_S = 0.1
-# On more rows early stopping comes later; at most so much of the budget is set aside for the last fit, and of that fit so much is boosting.
-_MORE_ROUNDS, _MOST_RESERVED, _BOOSTING = 1.5, 0.5, 0.85
+# On more rows early stopping comes later; at most so much of the budget is set aside for the last fit, and
+# of that fit so much is fitting; the rest is judging.
+_MORE_ROUNDS, _MOST_RESERVED, _BOOSTING = 1.5, 0.5, 0.9
 _FLATTER = 0.7
 
 
