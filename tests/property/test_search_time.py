@@ -7,7 +7,8 @@ import heapq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymlops.search.schedule import Finished, Job, Order, Proposal, Schedule, Wait, ladder, refit_cost
+from raymlops.search.pace import refit_cost
+from raymlops.search.schedule import Finished, Job, Order, Proposal, Schedule, Wait, ladder
 from raymlops.search.selection import Outcome
 
 BUDGET = 60.0

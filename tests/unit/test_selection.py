@@ -15,7 +15,7 @@ from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
 from raymlops.search import candidates
 from raymlops.search.cost import Cost
-from raymlops.search.schedule import LastFit
+from raymlops.search.pace import LastFit
 from raymlops.search.selection import (
     Leaderboard,
     Objective,

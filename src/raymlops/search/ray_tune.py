@@ -22,9 +22,10 @@ from ray.tune.search import Searcher
 
 from raymlops.errors import SearchFailed
 from raymlops.search.journal import Journal, facts, finished
+from raymlops.search.pace import LastFit, refit_cost
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
-from raymlops.search.schedule import Finished, LastFit, Order, Schedule, Wait, ladder, refit_cost
+from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
 from raymlops.search.selection import (
     Fit,
     Leaderboard,

@@ -5,31 +5,23 @@ Nothing here knows Ray or reads a clock: workers ask for an :data:`Order`, tell 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Protocol
 
+from raymlops.search.pace import REDUCTION, LastFit, Pace
 from raymlops.search.selection import Mode, Outcome, Trial
 
 MIN_SHARE_ROWS = 2000
-_REDUCTION = 3
 _RUNGS = 5
 _PACK_S = 0.5
 _PACK_MOST = 16
 _LIMIT_TIMES, _LIMIT_LEAST_S, _LIMIT_UNKNOWN_S = 20.0, 60.0, 600.0
-_RECENT_FITS = 5
 _GRACE_S = 1.0
-# A fit's time grows a little faster than its rows; a second thread does not halve it.
-_OVER_LINEAR, _SPEEDUP = 1.1, 0.7
-_CLEAR_S = 0.1
-# On more rows early stopping comes later; at most so much of the budget is set aside for the last fit, and
-# of that fit so much is fitting; the rest is judging.
-_MORE_ROUNDS, _MOST_RESERVED, _BOOSTING = 1.5, 0.5, 0.9
-_FLATTER = 0.7
+# At most so much of the budget is set aside for the last fit, and of that fit so much is fitting; the rest is judging.
+_MOST_RESERVED, _FITTING, _LEAST_S = 0.5, 0.9, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,33 +72,6 @@ class Finished:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastFit:
-    """The fit that makes the search's model.
-
-    Attributes
-    ----------
-    params : of the proposal, without what a fit on fewer rows has fixed
-    over : times the time left that it would take on all rows; 1 when it fits in
-    growth : power of the rows with which its time grows
-    until_s : boosting must end after this time; ``None`` without a time budget
-    """
-
-    params: Mapping[str, Any]
-    over: float = 1.0
-    growth: float = 1.1
-    until_s: float | None = None
-
-    def pace(self, quickest: float) -> tuple[float, float]:
-        """How many times faster than asked for to learn, at most ``quickest``, and then on which share of the rows.
-
-        >>> LastFit(params={}, over=8.0, growth=1.0).pace(2.0)
-        (2.0, 0.25)
-        """
-        hurry = min(self.over, max(1.0, quickest))
-        return hurry, (hurry / self.over) ** (1.0 / self.growth)
-
-
 class Proposer(Protocol):
     """Where configurations come from, and who learns from what they scored."""
 
@@ -126,41 +91,9 @@ def ladder(rows: int, most: float = 1.0, least: int = MIN_SHARE_ROWS) -> tuple[f
     (0.3333333333333333, 1.0)
     """
     shares = [most]
-    while shares[0] / _REDUCTION * rows >= least and len(shares) < _RUNGS:
-        shares.insert(0, shares[0] / _REDUCTION)
+    while shares[0] / REDUCTION * rows >= least and len(shares) < _RUNGS:
+        shares.insert(0, shares[0] / REDUCTION)
     return tuple(shares)
-
-
-def refit_cost(more: float, threads: int) -> float:
-    """Time of a fit on ``more`` times the rows with ``threads``, over that of a fit with one: what is left for the last fit.
-
-    >>> round(refit_cost(1.0, 1), 2), round(refit_cost(1.2, 2), 2)
-    (1.0, 0.72)
-    """
-    return more**_OVER_LINEAR / (1.0 + _SPEEDUP * (threads - 1))
-
-
-def scaled(fit_s: float, at: float, share: float, growth: float = 1.1) -> float:
-    """What took ``fit_s`` seconds at one share of the rows, at another."""
-    return float(fit_s * (share / at) ** growth)
-
-
-class Costs:
-    """How long a family's fit takes at a share of the rows, learnt from those that ended."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, float], deque[float]] = {}
-
-    def told(self, family: str, share: float, fit_s: float) -> None:
-        self._seen.setdefault((family, share), deque(maxlen=_RECENT_FITS)).append(fit_s)
-
-    def expect(self, family: str, share: float, growth: float = 1.1) -> float | None:
-        """Seconds, or ``None`` when nothing is known of the family; another share's time is scaled."""
-        known = {at: median(times) for (name, at), times in self._seen.items() if name == family}
-        if not known:
-            return None
-        nearest = min(known, key=lambda at: abs(math.log(at / share)))
-        return scaled(known[nearest], nearest, share, growth)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,7 +109,7 @@ class Schedule:
     trials : configurations to try; ``None`` without a limit
     lanes : workers, so that the last fits are spread over all of them
     deadline : on the caller's clock; ``None`` without a limit
-    reserve : share of a full fit's time to leave for what comes after the search, see :func:`refit_cost`
+    reserve : share of a full fit's time to leave for what comes after the search, see :func:`raymlops.search.pace.refit_cost`
     enough : asked before a new configuration starts; a sentence ends the search
     """
 
@@ -192,17 +125,17 @@ class Schedule:
     enough: Callable[[Sequence[Trial]], str | None] | None = None
     on_trial: Callable[[Trial], None] | None = None
     ended: dict[int, Trial] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)
     stopped: str = ""
     _proposals: dict[int, Proposal] = field(default_factory=dict)
     _rungs: list[dict[int, float]] = field(default_factory=list)
     _promoted: list[set[int]] = field(default_factory=list)
     _running: dict[int, Job] = field(default_factory=dict)
     _again: deque[Job] = field(default_factory=deque)
-    _took: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    _known: dict[Any, Any] = field(default_factory=dict)
+    _pace: Pace = field(init=False)
+    _led: Proposal | None = None
 
     def __post_init__(self) -> None:
+        self._pace = Pace(self.reserve)
         self._rungs = [{} for _ in self.shares]
         self._promoted = [set() for _ in self.shares]
 
@@ -235,7 +168,7 @@ class Schedule:
                 break
             jobs.append(job_or_none)
             self._running[job_or_none.proposal.number] = job_or_none
-            took = self._expect(job_or_none.proposal, job_or_none.share)
+            took = self._expect(job_or_none)
             expected += _PACK_S if took is None else took
             if expected >= _PACK_S:
                 break
@@ -249,12 +182,12 @@ class Schedule:
         """One fit ended with a score."""
         proposal = self._proposals[number]
         self._running.pop(number, None)
-        self.costs.told(proposal.family, self.shares[rung], outcome.fit_s)
-        self._took.setdefault(number, []).append((self.shares[rung], outcome.fit_s))
+        signed = outcome.score if self.mode == "max" else -outcome.score
+        self._pace.told(number, proposal.family, self.shares[rung], outcome.fit_s, signed, full=outcome.full)
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
         for at in range(rung, top + 1):
-            self._rungs[at][number] = outcome.score if self.mode == "max" else -outcome.score
+            self._rungs[at][number] = signed
             if at < top:
                 self._promoted[at].add(number)
         self.proposer.tell(proposal, outcome.score, rung=top, full=outcome.full, fit_s=outcome.fit_s)
@@ -336,7 +269,7 @@ class Schedule:
             return last
         for rung in range(len(self.shares) - 2, -1, -1):
             scores = self._rungs[rung]
-            best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // _REDUCTION]
+            best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // REDUCTION]
             for number in best:
                 if number not in self._promoted[rung] and number not in self._running:
                     job = self._job(self._proposals[number], rung + 1, now)
@@ -369,58 +302,35 @@ class Schedule:
         leader = self._leader()
         if leader is None:
             return False
-        needed, left, budget = self._expect(leader, 1.0) or 0.0, self._left(now), self.deadline - self.began
+        needed, left, budget = (
+            self._pace.expect(leader.number, leader.family, 1.0) or 0.0,
+            self._left(now),
+            self.deadline - self.began,
+        )
         # A fit that takes long is left to the last one, which has all threads.
         return needed <= 0.2 * budget and left <= max(1.5 * needed, 0.4 * budget)
 
     def _leader(self, *, idle: bool = False) -> Proposal | None:
         """The one that promises most of a last fit in half of the budget; among those that do not run when ``idle``."""
-        seconds = None if self.deadline is None else _MOST_RESERVED * (self.deadline - self.began)
-
-        def best() -> Proposal | None:
-            scored = [
-                number
-                for number, trial in self.ended.items()
-                if trial.status != "failed" and not (idle and number in self._running)
-            ]
-            found = max(scored, key=lambda number: self._promise(number, seconds), default=None)
-            return None if found is None else self._proposals[found]
-
-        led: Proposal | None = best() if idle else self._once("leader", best)
-        return led
+        if not idle and self._led is not None:
+            return self._led
+        numbers = [
+            number
+            for number, trial in self.ended.items()
+            if trial.status != "failed" and not (idle and number in self._running)
+        ]
+        if not numbers:
+            return None
+        seconds = math.inf if self.deadline is None else _MOST_RESERVED * (self.deadline - self.began)
+        best = self._proposals[max(numbers, key=lambda number: self._pace.promise(number, seconds))]
+        if not idle:
+            self._led = best
+        return best
 
     def pick(self, numbers: Sequence[int], now: float) -> int:
         """Of trials that have not seen all rows, the one that promises most of a fit in the time left."""
-        left = None if self.deadline is None else max(0.1, self.deadline - now)
-        return max(numbers, key=lambda number: self._promise(number, left))
-
-    def _promise(self, number: int, seconds: float | None) -> float:
-        """The score, more being better, that a trial is expected to have on as many rows as a last fit of ``seconds`` can take.
-
-        Each step of three times the rows gains 0.7 of what the step before gained, as learning curves flatten.
-        """
-        trial, sign = self.ended[number], 1.0 if self.mode == "max" else -1.0
-        fits = self._took.get(number)
-        if seconds is None or not fits or trial.status == "done":
-            return sign * trial.score
-        proposal, seen = self._proposals[number], fits[-1][0]
-        needed = self.reserve * (self._expect(proposal, 1.0) or 0.0)
-        able = 1.0 if needed <= seconds else (seconds / needed) ** (1.0 / self._growth(proposal.family))
-        steps = max(0.0, math.log(able / seen) / math.log(_REDUCTION))
-        return sign * trial.score + self._gain(proposal) * _FLATTER * (1 - _FLATTER**steps) / (1 - _FLATTER)
-
-    def _gain(self, proposal: Proposal) -> float:
-        """What the last step of three times the rows gained this configuration, or its family's others; 0 when unknown."""
-        steps = self._once(("steps", proposal.family), lambda: self._steps(proposal.family))
-        return float(max(0.0, steps.get(proposal.number, median(steps.values()) if steps else 0.0)))
-
-    def _steps(self, family: str) -> dict[int, float]:
-        sign = 1.0 if self.mode == "max" else -1.0
-        return {
-            number: sign * (trial.curve[-1][1] - trial.curve[-2][1])
-            for number, trial in self.ended.items()
-            if trial.status != "failed" and len(trial.curve) > 1 and trial.family == family
-        }
+        left = math.inf if self.deadline is None else max(_LEAST_S, self.deadline - now)
+        return max(numbers, key=lambda number: self._pace.promise(number, left))
 
     def _may_ask(self, now: float) -> bool:
         if self.trials is not None and len(self._proposals) >= self.trials:
@@ -430,7 +340,7 @@ class Schedule:
         return not self.stopped
 
     def _job(self, proposal: Proposal, rung: int, now: float) -> Job:
-        expected = self._expect(proposal, self.shares[rung])
+        expected = self._pace.expect(proposal.number, proposal.family, self.shares[rung])
         limit = self.trial_timeout_s
         if limit is None:
             limit = _LIMIT_UNKNOWN_S if expected is None else max(_LIMIT_LEAST_S, _LIMIT_TIMES * expected)
@@ -443,33 +353,11 @@ class Schedule:
         stop = max(0.0, self._left(now)) + _GRACE_S if self.ended or self._running else None
         return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until, stop_s=stop)
 
-    def _expect(self, proposal: Proposal, share: float) -> float | None:
-        """Seconds of a fit: by what this configuration took on fewer rows, else by its family."""
-        growth = self._growth(proposal.family)
-        if proposal.number in self._took:
-            at, fit_s = self._took[proposal.number][-1]
-            return scaled(fit_s, at, share, growth)
-        return self.costs.expect(proposal.family, share, growth)
-
-    def _growth(self, family: str) -> float:
-        """The power of the rows with which a fit's time grows: a little over one, or as this family's climbs have shown.
-
-        Boosting with early stopping takes more rounds on more rows.
-        """
-        return float(self._once(("growth", family), lambda: self._growth_now(family)))
-
-    def _growth_now(self, family: str) -> float:
-        seen = [
-            math.log(after[1] / before[1]) / math.log(after[0] / before[0])
-            for number, fits in self._took.items()
-            if self._proposals[number].family == family
-            for before, after in itertools.pairwise(fits)
-            if before[1] > _CLEAR_S and after[0] > before[0]
-        ]
-        return min(max(median(seen), 1.0), 2.0) if seen else _OVER_LINEAR
+    def _expect(self, job: Job) -> float | None:
+        return self._pace.expect(job.proposal.number, job.proposal.family, job.share)
 
     def _fits_in(self, job: Job, now: float) -> bool:
-        expected = self._expect(job.proposal, job.share)
+        expected = self._expect(job)
         return self.deadline is None or expected is None or expected <= self._left(now)
 
     def _left(self, now: float) -> float:
@@ -479,7 +367,7 @@ class Schedule:
         leader = self._leader()
         after = 0.0
         if leader is not None:
-            after = self.reserve * (self._expect(leader, 1.0) or 0.0) * (1.0 if self._rungs[-1] else _MORE_ROUNDS)
+            after = self._pace.last_s(leader.number, leader.family)
         return self.deadline - now - min(after, _MOST_RESERVED * (self.deadline - self.began))
 
     def last_fit(self, number: int, now: float) -> LastFit:
@@ -487,11 +375,8 @@ class Schedule:
         proposal = self._proposals[number]
         if self.deadline is None:
             return LastFit(params=proposal.params)
-        left = max(0.1, self.deadline - now)
-        needed = self.reserve * (self._expect(proposal, 1.0) or 0.0)
-        growth = self._growth(proposal.family)
-        over = min(max(1.0, needed / left), self.shares[0] ** -growth)
-        return LastFit(params=proposal.params, over=over, growth=growth, until_s=_BOOSTING * left)
+        left = _FITTING * max(_LEAST_S, self.deadline - now)
+        return self._pace.last_fit(number, proposal.family, proposal.params, left, self.shares[0])
 
     def overdue(self, now: float) -> bool:
         """The time for trials is used; never before a first one has ended, since a search without one would be of no use."""
@@ -509,14 +394,8 @@ class Schedule:
             return "the time budget is used"
         return f"all {self.trials} trials ended"
 
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What follows from the trials so far, worked out once until the next one ends."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
-
     def _end(self, trial: Trial) -> Trial:
-        self._known.clear()
+        self._led = None
         # Again at the end of the board: it is in the order in which trials last ended.
         self.ended.pop(trial.number, None)
         self.ended[trial.number] = trial

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
     from raymlops.data.snapshot import Arrays
     from raymlops.search.estimators import Estimator, Floats
-    from raymlops.search.schedule import LastFit
+    from raymlops.search.pace import LastFit
 
 __all__ = [
     "Leaderboard",
