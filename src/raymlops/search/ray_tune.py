@@ -52,6 +52,7 @@ __all__ = ["refit", "search"]
 _START_S = 300.0
 _STILLBORN = 6
 _GRACE_S = 2.0
+_CLOSING_S = 1.5
 _ORDERS = 1_000_000
 _DIED = "the worker died"
 _QUIET = {
@@ -178,7 +179,7 @@ def _schedule(
         trials=spec.trials,
         lanes=lanes,
         began=began,
-        deadline=None if spec.time_budget_s is None else began + float(spec.time_budget_s),
+        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s)),
         reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
@@ -187,6 +188,11 @@ def _schedule(
     for item in done:
         schedule.replay(item.proposal, item.rung, item.outcome, item.reason)
     return schedule
+
+
+def _usable(budget_s: float) -> float:
+    """A budget without the time in which Tune's workers go before the last fit begins."""
+    return budget_s - min(_CLOSING_S, 0.05 * budget_s)
 
 
 def _spread(spec: Search, problem: Problem, arrays: Arrays) -> Spread | None:
