@@ -217,3 +217,13 @@ def test_a_hurried_fit_learns_faster_in_as_many_rounds_less() -> None:
     found.hurry = 3.0
     found.fit(x[:300], y[:300], x[300:], y[300:])
     assert found.learned["learning_rate"] == pytest.approx(0.15)
+
+
+def test_trees_chosen_on_a_sample_have_more_leaves_on_all_rows() -> None:
+    x, y = rows("binary")
+    family = candidates.xgboost()
+    wide = family.build(dict(family.start), "binary", 2, [2], 0)
+    wide.widen = 16.0
+    wide.fit(x[:300], y[:300], x[300:], y[300:])
+    assert wide.learned["max_leaves"] == 64
+    assert set(wide.learned) == {"rounds", "max_leaves"}

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Weigh = Callable[[Floats, Floats], Floats]
 
-_PATIENCE = 20
+# Rounds without a better score before boosting stops: at least so many, or what moves a prediction five times its way.
+_PATIENCE, _PATIENCE_RATE = 30, 5.0
+_WIDER = 0.25
 _WATCHED_ROWS, _WATCHED_LEAST = 50_000, 5_000
 _FASTEST = 0.3
 _BINNED_ROWS = 200_000
@@ -65,6 +67,7 @@ class XGBoostEstimator:
     threads : for the fit; prediction takes one
     until_s : boosting ends this many seconds after the fit began, with the rounds it has; ``None`` has no limit
     hurry : how many times faster to learn, at most ``quickest``: a higher learning rate needs as many rounds less
+    widen : times the rows on which ``max_leaves`` was chosen: a tree may have more leaves, by the fourth root of it
     weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
     monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
     quantile : of a regression to predict; ``None`` predicts the mean
@@ -78,7 +81,7 @@ class XGBoostEstimator:
         self.stopping = True
         self.threads = 1
         self.until_s: float | None = None
-        self.hurry = 1.0
+        self.hurry = self.widen = 1.0
         self.weigh: Weigh | None = None
         self.monotone: tuple[int, ...] = ()
         self.quantile: float | None = None
@@ -116,6 +119,8 @@ class XGBoostEstimator:
         params = {**self._params, "nthread": self.threads}
         if self.hurry > 1.0:
             params["learning_rate"] = float(self._params["learning_rate"]) * self.hurry
+        if self.widen > 1.0 and "max_leaves" in params:
+            params["max_leaves"] = round(int(params["max_leaves"]) * self.widen**_WIDER)
         if any(self.monotone):
             params["monotone_constraints"] = tuple(self.monotone)
         if self.quantile is not None:
@@ -144,7 +149,7 @@ class XGBoostEstimator:
         watched = self.once(
             ("watched", bins, self.categorical), lambda: self._matrix(x_val[some], y_val[some], bins, train)
         )
-        patience = max(_PATIENCE, int(3.0 / float(params.get("learning_rate", _FASTEST))))
+        patience = max(_PATIENCE, int(_PATIENCE_RATE / float(params.get("learning_rate", _FASTEST))))
         grown = xgb.train(
             params,
             train,
@@ -156,8 +161,8 @@ class XGBoostEstimator:
         )
         kept = int(grown.best_iteration) + 1
         self.learned = {"rounds": kept}
-        if self.hurry > 1.0:
-            self.learned["learning_rate"] = params["learning_rate"]
+        changed = {"learning_rate": self.hurry, "max_leaves": self.widen}
+        self.learned |= {name: params[name] for name, by in changed.items() if by > 1.0 and name in params}
         self.booster = grown[:kept]
         return self
 

@@ -34,12 +34,14 @@ class LastFit:
     Attributes
     ----------
     params : of the proposal, without what a fit on fewer rows has fixed
+    more : times the rows that the trial has seen
     over : times the time left that it would take on all rows; 1 when it fits in
     growth : power of the rows with which its time grows
     until_s : boosting must end after this time; ``None`` without a time budget
     """
 
     params: Mapping[str, Any]
+    more: float = 1.0
     over: float = 1.0
     growth: float = _OVER_LINEAR
     until_s: float | None = None
@@ -129,7 +131,11 @@ class Pace:
         """How a trial's configuration is fitted in ``left`` seconds, on no smaller share than ``least``."""
         growth = self.growth(family)
         over = min(max(1.0, self.last_s(number, family) / left), least**-growth)
-        return LastFit(params=params, over=over, growth=growth, until_s=left)
+        return LastFit(params=params, more=self.more(number), over=over, growth=growth, until_s=left)
+
+    def more(self, number: int) -> float:
+        """All rows over those that a trial has seen."""
+        return 1.0 if number in self._full or number not in self._fits else 1.0 / self._fits[number][-1].share
 
     def _gain(self, number: int) -> float:
         """What the last step of three times the rows gained this trial, or its family's others; 0 when unknown."""

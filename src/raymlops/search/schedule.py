@@ -374,7 +374,7 @@ class Schedule:
         """How a trial's configuration can be fitted by the deadline."""
         proposal = self._proposals[number]
         if self.deadline is None:
-            return LastFit(params=proposal.params)
+            return LastFit(params=proposal.params, more=self._pace.more(number))
         left = _FITTING * max(_LEAST_S, self.deadline - now)
         return self._pace.last_fit(number, proposal.family, proposal.params, left, self.shares[0])
 

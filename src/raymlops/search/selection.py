@@ -334,6 +334,7 @@ def _run(
     until_s: float | None,
     threads: int = 1,
     hurry: float = 1.0,
+    widen: float = 1.0,
 ) -> tuple[Outcome, Estimator]:
     """:func:`run_trial`, and the estimator."""
     started = time.perf_counter()
@@ -347,7 +348,7 @@ def _run(
     if hasattr(estimator, "until_s"):
         estimator.until_s = until_s
     if hasattr(estimator, "hurry"):
-        estimator.hurry = hurry
+        estimator.hurry, estimator.widen = hurry, widen
     estimator.fit(rows.x, rows.y, rows.x_val, rows.y_val)
     prediction = estimator.predict(rows.x_val)
     score = problem.objective.score(rows.y_val, prediction)
@@ -547,8 +548,9 @@ def _climb(
     cache = RowCache(arrays, problem.seed)
     try:
         hurry, share = told.pace(getattr(problem.build(trial.family, told.params), "quickest", 1.0))
+        widen = max(1.0, told.more * share)
         outcome, estimator = _run(
-            problem, arrays, trial.family, told.params, share, cache, told.until_s, threads, hurry
+            problem, arrays, trial.family, told.params, share, cache, told.until_s, threads, hurry, widen
         )
     except Exception as error:
         # As on a worker: a configuration that fails is a finding, and there may be others.
