@@ -17,6 +17,7 @@ from raymlops.lake import Lake
 from raymlops.search import candidates
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.leaderboard import Leaderboard, Trial
+from raymlops.search.pace import Pace
 from raymlops.search.proposals import Earlier, Proposals
 from raymlops.search.schedule import Finished, Job, Order, Proposal, Schedule, Wait, ladder
 from raymlops.search.selection import Outcome, Problem, Search
@@ -192,6 +193,18 @@ def test_the_last_fit_is_of_what_promises_most_in_the_time_left_not_of_what_scor
     # Half of the time is enough for the quick one on all rows, expected at 0.84 + 0.7 x 0.04; for the slow one of no more than it saw.
     assert plan.pick([0, 1], 50.0) == 0
     assert plan.pick([0, 1], -900.0) == 1
+
+
+def test_a_model_that_grows_with_its_rows_and_can_hurry_promises_more() -> None:
+    pace = Pace(1.0)
+    for number, growing in enumerate((False, True)):
+        for share, score in ((1 / 9, 0.66), (1 / 3, 0.69)):
+            pace.told(number, "f", share, 1.0, score, growing=growing, quickest=2.0 if growing else 1.0)
+    fixed, grows = (pace.promise(number, 100.0) for number in range(2))
+    assert (fixed, grows) == (pytest.approx(0.69 + 0.7 * 0.03), pytest.approx(0.69 + 0.9 * 0.03))
+    # Three times the rows take three times as long: in half of that, only the one that can hurry sees them all.
+    assert pace.promise(1, 1.5) == pytest.approx(grows)
+    assert pace.promise(0, 1.5) < fixed
 
 
 def test_how_much_longer_more_rows_take_is_learnt_from_what_climbed() -> None:

@@ -15,7 +15,8 @@ _RECENT_FITS = 5
 # A fit's time grows a little faster than its rows, unless climbs show more; a second thread does not halve it.
 _OVER_LINEAR, _MOST_GROWTH, _SPEEDUP = 1.1, 2.0, 0.7
 _CLEAR_S = 0.1
-_FLATTER = 0.7
+# What a step of three times the rows gains, over the step before: of models of one capacity, and of those that grow with the rows.
+_FLATTER, _FLATTER_GROWING = 0.7, 0.9
 
 
 def refit_cost(more: float, threads: int) -> float:
@@ -76,11 +77,34 @@ class Pace:
         self._fits: dict[int, list[_Fit]] = {}
         self._family: dict[int, str] = {}
         self._full: set[int] = set()
+        self._growing: set[int] = set()
+        self._quickest: dict[int, float] = {}
         self._recent: dict[tuple[str, float], deque[float]] = {}
         self._known: dict[tuple[str, str], Any] = {}
 
-    def told(self, number: int, family: str, share: float, fit_s: float, score: float, *, full: bool) -> None:
-        """One fit of a trial ended."""
+    def told(
+        self,
+        number: int,
+        family: str,
+        share: float,
+        fit_s: float,
+        score: float,
+        *,
+        full: bool = False,
+        growing: bool = False,
+        quickest: float = 1.0,
+    ) -> None:
+        """One fit of a trial ended.
+
+        Parameters
+        ----------
+        full : on all the rows it asks for
+        growing : it finds its own size, as boosting with early stopping does
+        quickest : times faster that it could learn, see :meth:`LastFit.pace`
+        """
+        self._quickest[number] = quickest
+        if growing:
+            self._growing.add(number)
         self._family[number] = family
         self._fits.setdefault(number, []).append(_Fit(share, fit_s, score))
         self._recent.setdefault((family, share), deque(maxlen=_RECENT_FITS)).append(fit_s)
@@ -117,15 +141,17 @@ class Pace:
     def promise(self, number: int, seconds: float) -> float:
         """The score, more being better, that a trial is expected to have on as many rows as a last fit of ``seconds`` takes.
 
-        Each step of three times the rows gains 0.7 of what the step before gained, as learning curves flatten.
+        Each step of three times the rows gains 0.7 of what the step before gained, as learning curves flatten, or 0.9 where the
+        model grows with its rows.
         """
         family, latest = self._family[number], self._fits[number][-1]
         if number in self._full:
             return latest.score
-        needed = self.last_s(number, family)
+        needed = self.last_s(number, family) / self._quickest[number]
+        flatter = _FLATTER_GROWING if number in self._growing else _FLATTER
         able = 1.0 if needed <= seconds else (seconds / needed) ** (1.0 / self.growth(family))
         steps = max(0.0, math.log(able / latest.share) / math.log(REDUCTION))
-        return latest.score + self._gain(number) * _FLATTER * (1.0 - _FLATTER**steps) / (1.0 - _FLATTER)
+        return latest.score + self._gain(number) * flatter * (1.0 - flatter**steps) / (1.0 - flatter)
 
     def last_fit(self, number: int, family: str, params: Mapping[str, Any], left: float, least: float) -> LastFit:
         """How a trial's configuration is fitted in ``left`` seconds, on no smaller share than ``least``."""

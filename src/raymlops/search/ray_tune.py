@@ -183,6 +183,7 @@ def _schedule(
         reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
+        quickest=lambda proposal: float(getattr(problem.build(proposal.family, proposal.params), "quickest", 1.0)),
         on_trial=on_trial,
     )
     for item in done:

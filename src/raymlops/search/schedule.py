@@ -111,6 +111,7 @@ class Schedule:
     deadline : on the caller's clock; ``None`` without a limit
     reserve : share of a full fit's time to leave for what comes after the search, see :func:`raymlops.search.pace.refit_cost`
     enough : asked before a new configuration starts; a sentence ends the search
+    quickest : times faster that a configuration could learn, see :meth:`raymlops.search.pace.LastFit.pace`
     """
 
     proposer: Proposer
@@ -123,6 +124,7 @@ class Schedule:
     reserve: float = 0.0
     trial_timeout_s: float | None = None
     enough: Callable[[Sequence[Trial]], str | None] | None = None
+    quickest: Callable[[Proposal], float] = lambda _proposal: 1.0
     on_trial: Callable[[Trial], None] | None = None
     ended: dict[int, Trial] = field(default_factory=dict)
     stopped: str = ""
@@ -183,7 +185,16 @@ class Schedule:
         proposal = self._proposals[number]
         self._running.pop(number, None)
         signed = outcome.score if self.mode == "max" else -outcome.score
-        self._pace.told(number, proposal.family, self.shares[rung], outcome.fit_s, signed, full=outcome.full)
+        self._pace.told(
+            number,
+            proposal.family,
+            self.shares[rung],
+            outcome.fit_s,
+            signed,
+            full=outcome.full,
+            growing="rounds" in outcome.learned,
+            quickest=self.quickest(proposal),
+        )
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
         for at in range(rung, top + 1):
