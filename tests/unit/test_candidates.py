@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -223,7 +224,9 @@ def test_trees_chosen_on_a_sample_have_more_leaves_on_all_rows() -> None:
     x, y = rows("binary")
     family = candidates.xgboost()
     wide = family.build(dict(family.start), "binary", 2, [2], 0)
-    wide.widen = 16.0
+    wide.widen, wide.threads = 16.0, 2
     wide.fit(x[:300], y[:300], x[300:], y[300:])
     assert wide.learned["max_leaves"] == 64
     assert set(wide.learned) == {"rounds", "max_leaves"}
+    # However many threads fitted it, one predicts.
+    assert json.loads(wide.booster.save_config())["learner"]["generic_param"]["nthread"] == "1"

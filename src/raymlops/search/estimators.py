@@ -138,7 +138,7 @@ class XGBoostEstimator:
         train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         if x_val is None or not self.stopping:
             rounds = math.ceil(self.rounds / self.hurry)
-            self.booster = xgb.train(params, train, num_boost_round=rounds, callbacks=ends)
+            self.booster = self._alone(xgb.train(params, train, num_boost_round=rounds, callbacks=ends))
             if ends and self.booster.num_boosted_rounds() < rounds:
                 self.learned = {"rounds": self.booster.num_boosted_rounds()}
             return self
@@ -163,8 +163,14 @@ class XGBoostEstimator:
         self.learned = {"rounds": kept}
         changed = {"learning_rate": self.hurry, "max_leaves": self.widen}
         self.learned |= {name: params[name] for name, by in changed.items() if by > 1.0 and name in params}
-        self.booster = grown[:kept]
+        self.booster = self._alone(grown[:kept])
         return self
+
+    def _alone(self, booster: xgb.Booster) -> xgb.Booster:
+        """It predicts with one thread, however many fitted it."""
+        if self.threads > 1:
+            booster.set_param({"nthread": 1})
+        return booster
 
     def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
         weight = None if self.weigh is None else self.weigh(x, y)
