@@ -160,6 +160,16 @@ def test_what_a_lost_worker_left_is_not_taken_up_when_the_time_is_used() -> None
     assert plan.order(10.0) == Finished(reason="the time budget is used")
 
 
+def test_past_its_time_a_search_without_a_trial_waits_for_the_first_and_orders_no_other() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=10.0, lanes=2)
+    first, second = (ordered(plan.order(0.0)).jobs[0] for _ in range(2))
+    plan.again([second])
+    assert plan.order(11.0) == Wait()
+    plan.again([first])
+    # Nothing runs any more: the next one may run on.
+    assert ordered(plan.order(12.0)).jobs[0].stop_s is None
+
+
 def test_rows_that_no_fit_can_take_in_the_time_left_are_thinned_for_the_last_one() -> None:
     plan = schedule(trials=None, deadline=100.0, reserve=0.5)
     for score in (0.5, 0.9):

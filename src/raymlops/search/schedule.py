@@ -155,8 +155,10 @@ class Schedule:
 
     def order(self, now: float) -> Order | Wait | Finished:
         """What a free worker is to do."""
-        if self.ended and self._left(now) <= 0:
-            return Wait() if self._running else Finished(reason=self.stopped or "the time budget is used")
+        if self._left(now) <= 0 and self._running:
+            return Wait()
+        if self._left(now) <= 0 and self.ended:
+            return Finished(reason=self.stopped or "the time budget is used")
         if self._again:
             held = self._again.popleft()
             job = self._job(held.proposal, held.rung, now)
