@@ -33,12 +33,17 @@ VersionOption = Annotated[
 def explain(
     name: Name,
     rows: Annotated[str, typer.Argument(help="Rows as JSON: [{...}], {...}, or - for standard input.")],
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="A number or an alias, such as challenger: explained here, from its package."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """How much each column moved the prediction of each row."""
+    """How much each column moved the prediction of each row; by the champion, unless a version is named."""
     from raymlops.loop.ray_endpoint import Endpoint
 
-    answer = Endpoint(name).explain(rows_of(sys.stdin.read() if rows == "-" else rows))
+    given = rows_of(sys.stdin.read() if rows == "-" else rows)
+    answer = Endpoint(name).explain(given) if version is None else _explained_here(name, version, given)
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -50,6 +55,20 @@ def explain(
         for column, value in [*shown, ("(base)", row["base"]), ("(sum)", row["output"])]:
             table.add_row(column, *(f"{part:+.4f}" for part in (value if isinstance(value, list) else [value])))
         out.print(table)
+
+
+def _explained_here(name: str, version: str, rows: list[Any]) -> dict[str, Any]:
+    """By any version that the registry holds, serving or not, in this process."""
+    from raymlops.lake import Lake
+    from raymlops.registry.package import download
+    from raymlops.serving.explaining import explain_rows
+    from raymlops.serving.predictor import Predictor
+
+    settings = Settings.read()
+    chosen = _chosen(name, _held(_registry(settings), name), version)
+    folder = settings.ensure_home() / "cache" / "packages" / chosen.digest
+    predictor = Predictor.load(download(Lake(settings.lake), chosen.package_key, folder, chosen.digest))
+    return explain_rows(predictor, chosen.version, rows)
 
 
 def _size(value: float | list[float]) -> float:

@@ -279,6 +279,18 @@ def test_the_card_command_writes_the_champions_page_or_the_json_of_any_version(
         say("card", "chrun")
 
 
+def test_any_version_explains_rows_from_its_package_without_serving(registered: InMemoryRegistry, say: Say) -> None:
+    row = {"a": 1.0, NASTY: "x"}
+    answer = json.loads(say("explain", "churn", json.dumps(row), "--version", "1", "--json"))
+    (told,) = answer["rows"]
+    assert answer["version"] == 1
+    assert set(told["contributions"]) == set(row)
+    assert told["output"] == pytest.approx(told["base"] + sum(told["contributions"].values()), abs=1e-4)
+    assert "version 2" in say("explain", "churn", json.dumps(row), "--version", "champion")
+    with pytest.raises(UnknownVersion, match="holds no version 9 of 'churn'"):
+        say("explain", "churn", json.dumps(row), "--version", "9")
+
+
 def test_a_card_that_was_changed_in_the_lake_is_not_shown(registered: InMemoryRegistry, settings: Settings) -> None:
     lake, digest = Lake(settings.lake), registered.get("churn", 1).digest
     lake.write("packages/churn/e1/card.json", b"{}")

@@ -20,7 +20,7 @@ from raymlops.data.schema import Column, DataContract
 from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
 from raymlops.lake import Lake
-from raymlops.search import candidates
+from raymlops.search import candidates, ray_tune
 from raymlops.search.journal import Journal
 from raymlops.search.ray_tune import refit, search
 from raymlops.search.selection import Search, Trial
@@ -219,7 +219,8 @@ def test_a_search_whose_driver_was_killed_goes_on_and_runs_no_finished_trial_aga
     ran = fits(lake)
     assert ran[: len(kept)] == kept
     assert len(ran) == len(set(ran)) > len(kept)
-    assert sorted(trial.number for trial in result.leaderboard.trials) == list(range(8))
+    # What was in flight when it broke off comes again, under a number of its own.
+    assert len({trial.number for trial in result.leaderboard.trials}) == 8
 
 
 def test_time_ends_a_search_without_a_limit_of_trials(ray_cluster: Settings, arrays: Arrays) -> None:
@@ -260,3 +261,15 @@ def test_spaces_of_ray_tune_are_drawn_from_and_endless_ones_refused() -> None:
     assert {round(one["share"], 6) for one in drawn} <= {0.2, 0.4, 0.6, 0.8, 1.0}
     with pytest.raises(ConfigError, match=r"'C' is .* which has no bounds to search between"):
         candidates.linear({"C": tune.randn(0, 1)})
+
+
+def test_workers_that_cannot_start_end_a_search_with_the_reason() -> None:
+    watch = ray_tune._Watch()
+    watch.stillborn += ["the worker died: ModuleNotFoundError: No module named 'spaces'"] * 5
+    watch.on_step_end(0, [])
+    watch.stillborn.append(watch.stillborn[0])
+    with pytest.raises(SearchFailed, match=r"No worker of the search can start \(.*No module named 'spaces'\)"):
+        watch.on_step_end(0, [])
+    # Once a worker has started, the loss of another is that worker's matter.
+    watch.started.add("x")
+    watch.on_step_end(0, [])

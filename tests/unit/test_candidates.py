@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -188,3 +189,44 @@ def test_a_settled_family_has_nothing_left_to_draw() -> None:
     y = (x[:, 0] > 0).astype(float)
     fitted = fixed.build(params, "binary", 2, [], 0).fit(x[:200], y[:200], x[200:], y[200:])
     assert fitted.booster.num_boosted_rounds() == 7
+
+
+def test_histogram_boosting_takes_a_column_whose_few_values_its_binning_may_not_see() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(210_000, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(float)
+    x[:, 1] = np.nan
+    # scikit-learn bins by 200,000 rows of its choice: with one value in row 45,000 it raises, as for an empty column.
+    x[45_000, 1] = 1.0
+    fitted = candidates.hist_boosting().build({"max_iter": 1}, "binary", 2, [], 0).fit(x, y)
+    assert ((fitted.predict(x[:100]) > fitted.predict(x[:100]).mean()) == y[:100]).all()
+
+
+def test_a_hurried_fit_learns_faster_in_as_many_rounds_less() -> None:
+    x, y = rows("binary")
+    family = candidates.xgboost()
+    params = {**family.start, "learning_rate": 0.05, "rounds": 90}
+    calm, hurried = (family.build(params, "binary", 2, [2], 0) for _ in range(2))
+    assert calm.quickest == pytest.approx(6.0)
+    hurried.hurry = 3.0
+    for model in (calm, hurried):
+        model.fit(x[:300], y[:300])
+    assert (calm.booster.num_boosted_rounds(), hurried.booster.num_boosted_rounds()) == (90, 30)
+    assert np.abs(calm.predict(x) - hurried.predict(x)).mean() < 0.1
+    # Where the rounds are found anew, the rate is what a later fit on other rows must keep with them.
+    found = family.build({**params, "rounds": 200}, "binary", 2, [2], 0)
+    found.hurry = 3.0
+    found.fit(x[:300], y[:300], x[300:], y[300:])
+    assert found.learned["learning_rate"] == pytest.approx(0.15)
+
+
+def test_trees_chosen_on_a_sample_have_more_leaves_on_all_rows() -> None:
+    x, y = rows("binary")
+    family = candidates.xgboost()
+    wide = family.build(dict(family.start), "binary", 2, [2], 0)
+    wide.widen, wide.threads = 16.0, 2
+    wide.fit(x[:300], y[:300], x[300:], y[300:])
+    assert wide.learned["max_leaves"] == 64
+    assert set(wide.learned) == {"rounds", "max_leaves"}
+    # However many threads fitted it, one predicts.
+    assert json.loads(wide.booster.save_config())["learner"]["generic_param"]["nthread"] == "1"

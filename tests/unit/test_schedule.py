@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from raymlops.lake import Lake
 from raymlops.search import candidates
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.leaderboard import Leaderboard, Trial
+from raymlops.search.pace import Pace
 from raymlops.search.proposals import Earlier, Proposals
-from raymlops.search.schedule import Finished, Order, Proposal, Schedule, Wait, ladder
+from raymlops.search.schedule import Finished, Job, Order, Proposal, Schedule, Wait, ladder
 from raymlops.search.selection import Outcome, Problem, Search
 from raymlops.search.work import Worker, left_over
 
@@ -34,7 +36,7 @@ class Numbers:
         self.asked += 1
         return Proposal(number=self.asked - 1, family="f", params={}, point={"x": self.asked - 1})
 
-    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None:
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool, fit_s: float) -> None:
         self.told.append((proposal.number, score, rung))
 
     def fail(self, proposal: Proposal) -> None:
@@ -58,7 +60,7 @@ def ordered(given: Order | Wait | Finished) -> Order:
 def test_the_ladder_has_no_rung_of_too_few_rows() -> None:
     assert ladder(1000) == (1.0,)
     assert ladder(18_000) == pytest.approx((1 / 9, 1 / 3, 1.0))
-    assert len(ladder(1_000_000)) == 6
+    assert ladder(1_000_000)[0] == pytest.approx(1 / 81)
 
 
 def test_the_best_third_of_a_rung_moves_up_and_no_trial_runs_twice_on_one_rung() -> None:
@@ -133,6 +135,101 @@ def test_time_ends_the_search_and_what_runs_may_use_what_is_left() -> None:
     assert plan.order(10.0) == Finished(reason="the time budget is used")
 
 
+def test_a_fit_leaves_time_for_the_last_one_and_only_the_first_may_run_on() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=16.0, reserve=0.6, lanes=2)
+    first, second = (ordered(plan.order(0.0)).jobs[0] for _ in range(2))
+    # Ten seconds of fitting are followed by six for the fit on all rows.
+    assert first.until_s == second.until_s == pytest.approx(10.0)
+    assert first.stop_s is None
+    assert second.stop_s == 17.0
+    plan.result(0, 0, outcome(1.0, full=True, fit_s=5.0))
+    third = ordered(plan.order(6.0)).jobs[0]
+    # Of the ten seconds left the leader's last fit needs three, but this one may come to lead.
+    assert third.until_s == pytest.approx(10.0 / 1.6)
+    assert isinstance(plan.order(13.5), Wait)
+
+
+def test_what_a_lost_worker_left_is_not_taken_up_when_the_time_is_used() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=10.0)
+    ordered(plan.order(0.0))
+    plan.result(0, 0, outcome(1.0, full=True))
+    job = ordered(plan.order(8.0)).jobs[0]
+    plan.again([job])
+    assert ordered(plan.order(9.0)).jobs[0].until_s == pytest.approx(1.0)
+    plan.again([job])
+    assert plan.order(10.0) == Finished(reason="the time budget is used")
+
+
+def test_past_its_time_a_search_without_a_trial_waits_for_the_first_and_orders_no_other() -> None:
+    plan = schedule(shares=(1.0,), trials=None, deadline=10.0, lanes=2)
+    first, second = (ordered(plan.order(0.0)).jobs[0] for _ in range(2))
+    plan.again([second])
+    assert plan.order(11.0) == Wait()
+    plan.again([first])
+    # Nothing runs any more: the next one may run on.
+    assert ordered(plan.order(12.0)).jobs[0].stop_s is None
+
+
+def test_rows_that_no_fit_can_take_in_the_time_left_are_thinned_for_the_last_one() -> None:
+    plan = schedule(trials=None, deadline=100.0, reserve=0.5)
+    for score in (0.5, 0.9):
+        number = ordered(plan.order(0.0)).jobs[0].proposal.number
+        plan.result(number, 0, outcome(score, fit_s=9.0))
+    # On all rows it takes 9 x 9^1.1 = 101 s, more than there is: no hurried climb, but the best of three moves up as ever.
+    assert ordered(plan.order(10.0)).jobs[0].proposal.number == 2
+    plan.result(2, 0, outcome(0.1, fit_s=9.0))
+    job = ordered(plan.order(10.0)).jobs[0]
+    assert (job.proposal.number, job.rung) == (1, 1)
+    assert plan.last_fit(1, 40.0).pace(1.0) == (1.0, 1.0)
+    late = plan.last_fit(1, 80.0)
+    assert late.pace(1.0) == (1.0, pytest.approx((18 / 50.4) ** (1 / 1.1), rel=0.01))
+    assert late.pace(2.0) == (2.0, pytest.approx((36 / 50.4) ** (1 / 1.1), rel=0.01))
+    assert late.pace(5.0) == (pytest.approx(50.4 / 18, rel=0.01), 1.0)
+    assert late.until_s == pytest.approx(18.0)
+    assert plan.last_fit(1, 99.99).pace(1.0)[1] == pytest.approx(1 / 9)
+
+
+def test_the_last_fit_is_of_what_promises_most_in_the_time_left_not_of_what_scores_best_on_a_sample() -> None:
+    class Two(Numbers):
+        def ask(self) -> Proposal:
+            return replace(super().ask(), family=("slow", "quick")[self.asked % 2])
+
+    plan = schedule(proposer=Two(), trials=None, deadline=100.0, reserve=1.0)
+    for family, fit_s, scores in (("quick", 1.0, (0.80, 0.84)), ("slow", 40.0, (0.80, 0.85))):
+        job = ordered(plan.order(0.0)).jobs[0]
+        assert job.proposal.family == family
+        for rung, score in enumerate(scores):
+            plan.result(job.proposal.number, rung, outcome(score, fit_s=fit_s * 3**rung))
+    # Half of the time is enough for the quick one on all rows, expected at 0.84 + 0.7 x 0.04; for the slow one of no more than it saw.
+    assert plan.pick([0, 1], 50.0) == 0
+    assert plan.pick([0, 1], -900.0) == 1
+
+
+def test_a_model_that_grows_with_its_rows_and_can_hurry_promises_more() -> None:
+    pace = Pace(1.0)
+    for number, growing in enumerate((False, True)):
+        for share, score in ((1 / 9, 0.66), (1 / 3, 0.69)):
+            pace.told(number, "f", share, 1.0, score, growing=growing, quickest=2.0 if growing else 1.0)
+    fixed, grows = (pace.promise(number, 100.0) for number in range(2))
+    assert (fixed, grows) == (pytest.approx(0.69 + 0.7 * 0.03), pytest.approx(0.69 + 0.9 * 0.03))
+    # Three times the rows take three times as long: in half of that, only the one that can hurry sees them all.
+    assert pace.promise(1, 1.5) == pytest.approx(grows)
+    assert pace.promise(0, 1.5) < fixed
+
+
+def test_how_much_longer_more_rows_take_is_learnt_from_what_climbed() -> None:
+    plan = schedule(trials=None, deadline=1000.0, reserve=1.0)
+    for number, score in enumerate((0.9, 0.5, 0.1)):
+        ordered(plan.order(0.0))
+        plan.result(number, 0, outcome(score, fit_s=2.0))
+    assert plan.last_fit(0, 990.0).over == pytest.approx(2.0 * 9**1.1 / 9)
+    assert ordered(plan.order(0.0)).jobs[0].rung == 1
+    plan.result(0, 1, outcome(0.95, fit_s=2.0 * 3**1.5))
+    # Others of the family are expected to grow as fast.
+    assert plan.last_fit(0, 990.0).over == pytest.approx(2.0 * 9**1.5 / 9)
+    assert plan.last_fit(1, 990.0).over == pytest.approx(2.0 * 9**1.5 / 9)
+
+
 def test_a_search_that_has_no_trial_yet_goes_on_past_its_time() -> None:
     plan = schedule(trials=None, deadline=1.0)
     ordered(plan.order(0.0))
@@ -145,9 +242,19 @@ def test_before_time_runs_out_the_best_so_far_is_fitted_on_all_rows() -> None:
     plan = schedule(shares=(1 / 9, 1 / 3, 1.0), trials=None, deadline=100.0)
     for score in (0.1, 0.9):
         job = ordered(plan.order(1.0)).jobs[0]
-        plan.result(job.proposal.number, 0, outcome(score, fit_s=2.0))
-    job = ordered(plan.order(70.0)).jobs[0]
+        plan.result(job.proposal.number, 0, outcome(score, fit_s=1.5))
+    job = ordered(plan.order(60.0)).jobs[0]
     assert (job.proposal.number, job.share) == (1, 1.0)
+
+
+def test_a_fit_on_all_rows_that_takes_long_is_left_to_the_last_one_with_its_time_set_aside() -> None:
+    plan = schedule(shares=(1 / 9, 1 / 3, 1.0), trials=None, deadline=100.0, reserve=0.6)
+    for score in (0.1, 0.9):
+        job = ordered(plan.order(1.0)).jobs[0]
+        plan.result(job.proposal.number, 0, outcome(score, fit_s=4.0))
+    # 45 s by one worker, and for the last fit 0.6 of that: 27 s.
+    assert ordered(plan.order(50.0)).jobs[0].rung == 0
+    assert plan.order(74.0) == Wait()
 
 
 def test_a_window_of_the_past_that_is_complete_on_a_low_rung_stands_on_the_top_one() -> None:
@@ -271,7 +378,9 @@ def test_an_edit_of_what_scores_depend_on_makes_another_search(arrays: Arrays) -
     assert json.dumps(told(), sort_keys=True) in keys
 
 
-def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
+def hanging() -> Any:
+    """A family whose fits never end."""
+
     class Hangs:
         name, tasks, start = "hangs", ("binary",), {}
 
@@ -283,7 +392,11 @@ def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_o
 
             threading.Event().wait()
 
-    problem = Problem.of(Search(candidates=[Hangs(), candidates.linear()]), CONTRACT, arrays)
+    return Hangs()
+
+
+def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_over(arrays: Arrays) -> None:
+    problem = Problem.of(Search(candidates=[hanging(), candidates.linear()]), CONTRACT, arrays)
     plan = schedule(trial_timeout_s=0.2)
     jobs = [
         plan._job(Proposal(number=i, family=name, params={}, point={}), 0, 0.0)
@@ -294,6 +407,51 @@ def test_a_fit_that_does_not_end_is_given_up_and_the_rest_of_its_order_is_left_o
     assert ended == {0: "no result within 0.2 s (trial_timeout_s)"}
     assert worker.stuck
     assert left_over(Order(jobs=tuple(jobs)), ended) == (jobs[1],)
+
+
+def test_a_worker_that_started_late_has_what_is_left_of_the_time_and_no_more(arrays: Arrays) -> None:
+    had: list[float] = []
+
+    class Told:
+        until_s: float | None = None
+
+        def fit(self, *_rows: Any) -> Told:
+            had.append(self.until_s or 0.0)
+            return self
+
+        def predict(self, x: Any) -> Any:
+            return x[:, 0]
+
+    class Family:
+        name, tasks, start = "told", ("binary",), {}
+
+        def space(self, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def build(self, *_given: Any) -> Told:
+            return Told()
+
+    problem = Problem.of(Search(candidates=[Family()]), CONTRACT, arrays)
+    given = [Proposal(number=i, family="told", params={}, point={}) for i in range(2)]
+    jobs = tuple(Job(proposal=item, rung=0, share=1.0, limit_s=60.0, until_s=30.0) for item in given)
+    assert set(Worker(problem, arrays).work(Order(jobs=jobs), late_s=20.0)) == {0, 1}
+    assert all(9.0 < until <= 10.0 for until in had)
+    had.clear()
+    # Its time was used before it came up: the first fit is made with a tenth of it, the second is left out.
+    assert set(Worker(problem, arrays).work(Order(jobs=jobs), late_s=100.0)) == {0}
+    assert had == [3.0]
+
+
+def test_a_fit_that_runs_when_the_time_is_used_is_stopped_without_a_result(arrays: Arrays) -> None:
+    problem = Problem.of(Search(candidates=[hanging(), candidates.linear()]), CONTRACT, arrays)
+    names = enumerate(("linear", "hangs"))
+    given = [Proposal(number=i, family=name, params={}, point={}) for i, name in names]
+    jobs = tuple(Job(proposal=item, rung=0, share=1.0, limit_s=60.0, until_s=5.0, stop_s=0.5) for item in given)
+    worker = Worker(problem, arrays)
+    ended = worker.work(Order(jobs=jobs))
+    assert set(ended) == {0}
+    assert worker.stuck
+    assert left_over(Order(jobs=jobs), ended) == (jobs[1],)
 
 
 def test_rows_and_binned_matrices_are_made_once_and_shared(arrays: Arrays) -> None:
@@ -345,6 +503,24 @@ def test_proposals_learn_and_close_in_on_the_best() -> None:
         proposal = made.ask()
         score = -((np.log10(proposal.params["C"]) + 2.0) ** 2)  # best at C = 0.01
         scores.append(score)
-        made.tell(proposal, score, rung=0, full=True)
+        made.tell(proposal, score, rung=0, full=True, fit_s=1.0)
     assert np.mean(scores[-10:]) > np.mean(scores[:10])
     assert max(scores) > -0.01
+
+
+def test_time_goes_to_families_that_are_near_the_best_and_quick() -> None:
+    families = {family.name: family for family in candidates.defaults()}
+    made = Proposals(families, (1.0,), mode="max", seed=0, floor=0.5)
+    scores = {"xgboost": (0.90, 1.0), "linear": (0.70, 0.1), "random_forest": (0.89, 9.0), "hist_boosting": (0.90, 1.0)}
+    drawn = []
+    for _ in range(84):
+        proposal = made.ask()
+        drawn.append(proposal.family)
+        score, fit_s = scores[proposal.family]
+        made.tell(proposal, score, rung=0, full=False, fit_s=fit_s)
+    # Each family's start, then 40 draws by promise beside as many steps around the best.
+    assert drawn[:4] == list(families)
+    counts = {name: drawn[4::2].count(name) for name in families}
+    assert counts["xgboost"] + counts["hist_boosting"] > 25
+    assert 0 < counts["random_forest"] < counts["xgboost"]
+    assert counts["linear"] < 5

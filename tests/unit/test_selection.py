@@ -15,6 +15,7 @@ from raymlops.data.snapshot import Arrays
 from raymlops.errors import ConfigError, SearchFailed
 from raymlops.search import candidates
 from raymlops.search.cost import Cost
+from raymlops.search.pace import LastFit
 from raymlops.search.selection import (
     Leaderboard,
     Objective,
@@ -26,7 +27,9 @@ from raymlops.search.selection import (
     recent_shares,
     refit,
     run_trial,
+    unseen_validation,
 )
+from raymlops.search.threshold import Costs
 
 RNG = np.random.default_rng(3)
 Y2 = RNG.integers(0, 2, 300).astype(float)
@@ -173,6 +176,53 @@ def test_a_trial_the_gate_would_refuse_wins_only_when_there_is_no_other() -> Non
 def test_a_trial_stopped_on_a_sample_loses_to_one_that_saw_all_rows() -> None:
     assert board(trial(0, 0.99, status="stopped"), trial(1, 0.8)).best.number == 1
     assert board(trial(0, 0.99, status="stopped")).best.number == 0
+
+
+def test_a_trial_on_a_sample_that_is_clearly_better_than_all_of_full_size_wins() -> None:
+    groups = tuple((0.8 + 0.01 * np.random.default_rng(0).normal(size=20)).tolist())
+    full = Trial(number=0, family="f", params={}, score=0.80, groups=groups)
+    for score, best in ((0.803, 0), (0.82, 1)):
+        sampled = Trial(number=1, family="f", params={}, score=score, status="stopped")
+        assert Leaderboard(metric="roc_auc", mode="max", trials=(full, sampled)).best.number == best
+
+
+def test_a_winner_that_saw_a_sample_is_fitted_on_all_rows_in_the_time_left_and_its_rounds_found_anew(
+    arrays: Arrays, contract: DataContract
+) -> None:
+    problem = Problem.of(Search(candidates=[candidates.xgboost(), candidates.linear()]), contract, arrays)
+    start = dict(candidates.xgboost().start)
+    sampled = Trial(number=0, family="xgboost", params={**start, "rounds": 1}, score=0.9, status="stopped")
+    board = Leaderboard(metric="roc_auc", mode="max", trials=(sampled,))
+
+    class Told:
+        def __init__(self, until_s: float | None, **params: Any) -> None:
+            self.until_s, self.params = until_s, params
+
+        def pick(self, trials: Any) -> Trial:
+            return trials[0]
+
+        def last_fit(self, trial: Trial) -> LastFit:
+            return LastFit(params=self.params[trial.family], until_s=self.until_s)
+
+    for until_s, share in ((60.0, 0.8), (None, 1.0)):
+        result = finish(problem, arrays, board, end=Told(until_s, xgboost={**start, "learning_rate": 0.01}))
+        assert result.share == pytest.approx(share, abs=0.1)
+        assert result.train_only == (until_s is not None)
+        if result.train_only:
+            said = unseen_validation(result, arrays)
+            np.testing.assert_array_equal(said, result.estimator.predict(arrays.x_validation))
+        assert result.trial.status == "done"
+        assert result.trial.params["rounds"] > 0
+        assert result.trial.params["learning_rate"] == 0.01
+        assert result.trial.curve == ((1.0, result.trial.score),)
+        assert result.leaderboard.best is result.trial
+        assert result.estimator.booster.num_boosted_rounds() == result.trial.params["rounds"]
+    # One that fails at full size leaves the place to the next.
+    second = Trial(number=1, family="linear", params={"C": 1.0}, score=0.5, status="stopped")
+    end = Told(9.0, xgboost={**start, "max_leaves": "many"}, linear={"C": 1.0})
+    fallen = finish(problem, arrays, board.updated(second), end=end)
+    assert (fallen.trial.number, fallen.trial.status) == (1, "done")
+    assert any("max_leaves" in error for error in fallen.leaderboard.errors)
 
 
 def test_failures_are_counted_and_named_when_nothing_worked() -> None:
@@ -440,6 +490,35 @@ def test_a_score_that_is_lower_on_every_group_of_rows_is_not_equal() -> None:
         metric="m", mode="max", trials=(costed(0, 0.9, 900.0), costed(1, 0.899, 30.0)), prefer="balanced"
     )
     assert board.best.number == 0
+
+
+@pytest.mark.parametrize("prefer", ["score", "balanced"])
+def test_among_equals_the_one_whose_wrong_answers_cost_least_is_promoted_where_costs_are_given(prefer: Any) -> None:
+    plain = [
+        costed(0, 0.90, 500.0, noise=0.02),
+        costed(1, 0.899, 400.0, noise=0.02),
+        costed(2, 0.899, 10.0, noise=0.02),
+    ]
+    trials = tuple(
+        replace(trial, wrongs=tuple((cost + 0.001 * np.arange(20)).tolist()))
+        for trial, cost in zip(plain, (0.5, 0.3, 0.5), strict=True)
+    )
+    board = Leaderboard(metric="roc_auc", mode="max", trials=trials, prefer=prefer)
+    assert board.best.number == 1
+    assert board.to_rows()[1]["wrong"] == pytest.approx(0.3095)
+    without = Leaderboard(metric="roc_auc", mode="max", trials=tuple(plain), prefer=prefer)
+    assert without.best.number == (0 if prefer == "score" else 2)
+
+
+def test_a_full_fit_tells_what_its_answers_cost(arrays: Arrays, contract: DataContract) -> None:
+    spec = Search(threshold=Costs(false_positive=1, false_negative=9))
+    problem = Problem.of(spec, contract, arrays)
+    outcome = run_trial(problem, arrays, "linear", {"C": 1.0, "recent": 0.25})
+    assert len(outcome.wrongs) == len(outcome.groups) == 20
+    # Better than answering "yes" to all, which is the cheapest of the two constants here.
+    assert np.mean(outcome.wrongs) < min(np.mean(arrays.y_validation == 0), 9 * np.mean(arrays.y_validation == 1))
+    assert run_trial(problem, arrays, "linear", {"C": 1.0}, share=0.3).wrongs == ()
+    assert run_trial(Problem.of(Search(), contract, arrays), arrays, "linear", {"C": 1.0}).wrongs == ()
 
 
 def test_a_shorter_past_is_not_taken_for_being_cheaper() -> None:

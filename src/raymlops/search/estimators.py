@@ -5,6 +5,7 @@ Only numpy, scikit-learn and XGBoost: a package that holds one of these loads wi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Weigh = Callable[[Floats, Floats], Floats]
 
-_PATIENCE = 20
-_WATCHED_ROWS = 50_000
+# Rounds without a better score before boosting stops: at least so many, or what moves a prediction five times its way.
+_PATIENCE, _PATIENCE_RATE = 30, 5.0
+_WIDER = 0.25
+_WATCHED_ROWS, _WATCHED_LEAST = 50_000, 5_000
+_FASTEST = 0.3
+_BINNED_ROWS = 200_000
 _OBJECTIVE: dict[Task, str] = {
     "binary": "binary:logistic",
     "multiclass": "multi:softprob",
@@ -60,7 +65,9 @@ class XGBoostEstimator:
     ----------
     most : rounds, where early stopping is to find how many are needed; ``rounds`` where it is not
     threads : for the fit; prediction takes one
-    until_s : boosting ends after this many seconds with the rounds it has; ``None`` has no limit
+    until_s : boosting ends this many seconds after the fit began, with the rounds it has; ``None`` has no limit
+    hurry : how many times faster to learn, at most ``quickest``: a higher learning rate needs as many rounds less
+    widen : times the rows on which ``max_leaves`` was chosen: a tree may have more leaves, by the fourth root of it
     weigh : sample weights ``(n,)`` from the rows and labels of a fit; ``None`` weighs all alike
     monotone : 1, 0 or -1 a column: the prediction may only rise, do as it likes, or only fall with it
     quantile : of a regression to predict; ``None`` predicts the mean
@@ -74,6 +81,7 @@ class XGBoostEstimator:
         self.stopping = True
         self.threads = 1
         self.until_s: float | None = None
+        self.hurry = self.widen = 1.0
         self.weigh: Weigh | None = None
         self.monotone: tuple[int, ...] = ()
         self.quantile: float | None = None
@@ -97,9 +105,22 @@ class XGBoostEstimator:
         """Quantile bins a column."""
         return int(self._params.get("max_bin", 256))
 
+    @property
+    def quickest(self) -> float:
+        """How large ``hurry`` may be for a small loss of score: up to a learning rate of 0.3."""
+        return max(1.0, _FASTEST / float(self._params.get("learning_rate", _FASTEST)))
+
+    def kinds(self, width: int) -> list[str] | None:
+        """XGBoost's word for each column's kind; ``None`` where all are numbers."""
+        return ["c" if i in self.categorical else "q" for i in range(width)] if self.categorical else None
+
     def settings(self) -> dict[str, Any]:
         """What ``xgboost.train`` is given."""
         params = {**self._params, "nthread": self.threads}
+        if self.hurry > 1.0:
+            params["learning_rate"] = float(self._params["learning_rate"]) * self.hurry
+        if self.widen > 1.0 and "max_leaves" in params:
+            params["max_leaves"] = round(int(params["max_leaves"]) * self.widen**_WIDER)
         if any(self.monotone):
             params["monotone_constraints"] = tuple(self.monotone)
         if self.quantile is not None:
@@ -113,19 +134,22 @@ class XGBoostEstimator:
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
         bins, params = self.bins, self.settings()
-        train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
+        train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))
         if x_val is None or not self.stopping:
-            self.booster = xgb.train(params, train, num_boost_round=self.rounds, callbacks=ends)
-            if ends and self.booster.num_boosted_rounds() < self.rounds:
+            rounds = math.ceil(self.rounds / self.hurry)
+            self.booster = self._alone(xgb.train(params, train, num_boost_round=rounds, callbacks=ends))
+            if ends and self.booster.num_boosted_rounds() < rounds:
                 self.learned = {"rounds": self.booster.num_boosted_rounds()}
             return self
-        some = np.linspace(0, len(x_val) - 1, min(len(x_val), _WATCHED_ROWS)).astype(int)
+        # Each round is judged on a quarter as many rows as it learns from: more would take longer than the round itself.
+        most = min(len(x_val), _WATCHED_ROWS, max(_WATCHED_LEAST, len(x) // 4))
+        some = np.linspace(0, len(x_val) - 1, most).astype(int)
         y_val = np.zeros(len(x_val)) if y_val is None else y_val
         watched = self.once(
             ("watched", bins, self.categorical), lambda: self._matrix(x_val[some], y_val[some], bins, train)
         )
-        patience = max(_PATIENCE, int(3.0 / float(self._params.get("learning_rate", 0.3))))
+        patience = max(_PATIENCE, int(_PATIENCE_RATE / float(params.get("learning_rate", _FASTEST))))
         grown = xgb.train(
             params,
             train,
@@ -137,12 +161,20 @@ class XGBoostEstimator:
         )
         kept = int(grown.best_iteration) + 1
         self.learned = {"rounds": kept}
-        self.booster = grown[:kept]
+        changed = {"learning_rate": self.hurry, "max_leaves": self.widen}
+        self.learned |= {name: params[name] for name, by in changed.items() if by > 1.0 and name in params}
+        self.booster = self._alone(grown[:kept])
         return self
+
+    def _alone(self, booster: xgb.Booster) -> xgb.Booster:
+        """It predicts with one thread, however many fitted it."""
+        if self.threads > 1:
+            booster.set_param({"nthread": 1})
+        return booster
 
     def _matrix(self, x: Floats, y: Floats, bins: int, like: xgb.DMatrix | None = None) -> xgb.QuantileDMatrix:
         weight = None if self.weigh is None else self.weigh(x, y)
-        kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])] if self.categorical else None
+        kinds = self.kinds(x.shape[1])
         return xgb.QuantileDMatrix(
             x,
             label=y,
@@ -157,8 +189,7 @@ class XGBoostEstimator:
     def predict(self, x: Floats) -> Floats:
         if self.booster is None:
             raise RuntimeError("fit() comes before predict().")
-        if self.categorical:
-            kinds = ["c" if i in self.categorical else "q" for i in range(x.shape[1])]
+        if kinds := self.kinds(x.shape[1]):
             rows = xgb.DMatrix(x, feature_types=kinds, enable_categorical=True, nthread=1)
             return np.asarray(self.booster.predict(rows), dtype=np.float64)
         return np.asarray(self.booster.inplace_predict(x), dtype=np.float64)
@@ -205,9 +236,15 @@ class _Until(xgb.callback.TrainingCallback):
 
 
 class SklearnEstimator:
-    """Any scikit-learn pipeline behind the same two methods; its thread pools are held to one thread while it fits."""
+    """Any scikit-learn pipeline behind the same two methods.
+
+    Attributes
+    ----------
+    threads : for the fit, of its thread pools and of a model that has ``n_jobs``; prediction takes one
+    """
 
     def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
+        self.threads = 1
         self.pipeline = pipeline
         self.task = task
         self.n_classes = n_classes
@@ -219,8 +256,14 @@ class SklearnEstimator:
         if self.weigh is not None:
             steps = getattr(self.pipeline, "steps", None)
             given = {f"{steps[-1][0]}__sample_weight" if steps else "sample_weight": self.weigh(x, y)}
-        with threadpool_limits(1):
+        model = self.pipeline[-1] if hasattr(self.pipeline, "steps") else self.pipeline
+        own = self.threads > 1 and getattr(model, "n_jobs", None) == 1
+        if own:
+            model.n_jobs = self.threads
+        with threadpool_limits(self.threads):
             self.pipeline.fit(x, y, **given)
+        if own:
+            model.n_jobs = 1
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,7 +287,10 @@ class SklearnEstimator:
 
 
 class HistBoostingEstimator(SklearnEstimator):
-    """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0."""
+    """Histogram boosting, which cannot bin a column without one value (scikit-learn 1.9.1): such a column becomes 0.
+
+    It bins by a sample of 200,000 rows, so a column of many more must have values enough for one to be surely among them.
+    """
 
     def __init__(self, pipeline: Any, task: Task, n_classes: int) -> None:
         super().__init__(pipeline, task, n_classes)
@@ -254,7 +300,7 @@ class HistBoostingEstimator(SklearnEstimator):
     def fit(
         self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None
     ) -> HistBoostingEstimator:
-        self.empty = np.isnan(x).all(axis=0)
+        self.empty = (~np.isnan(x)).sum(axis=0) < _values_to_bin(len(x))
         if any(self.monotone):
             self.pipeline.set_params(monotonic_cst=list(self.monotone))
         if self.quantile is not None:
@@ -267,6 +313,11 @@ class HistBoostingEstimator(SklearnEstimator):
 
     def _filled(self, x: Floats) -> Floats:
         return np.where(self.empty, np.float32(0), x) if self.empty.any() else x
+
+
+def _values_to_bin(n: int) -> int:
+    """How many values a column of ``n`` rows needs for a sample of 200,000 to hold one with a chance of all but 1e-12."""
+    return 1 if n <= _BINNED_ROWS else math.ceil(math.log(1e-12) / math.log(1.0 - _BINNED_ROWS / n))
 
 
 def linear(

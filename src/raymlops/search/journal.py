@@ -120,6 +120,7 @@ def facts(
         "weights": _code(problem.weights),
         "monotone": problem.monotone,
         "quantile": problem.quantile,
+        **({} if problem.costs is None else {"costs": [problem.costs.false_positive, problem.costs.false_negative]}),
         "seed": seed,
     }
 
@@ -155,8 +156,8 @@ def _read(body: Mapping[str, Any]) -> Finished:
     outcome = body["outcome"]
     if outcome is not None:
         cost = outcome["cost"]
-        groups = tuple(outcome["groups"])
-        outcome = Outcome(**{**outcome, "groups": groups, "cost": None if cost is None else Cost(**cost)})
+        tuples = {name: tuple(outcome.get(name, ())) for name in ("groups", "wrongs")}
+        outcome = Outcome(**{**outcome, **tuples, "cost": None if cost is None else Cost(**cost)})
     return Finished(proposal=Proposal(**body["proposal"]), rung=body["rung"], outcome=outcome, reason=body["reason"])
 
 

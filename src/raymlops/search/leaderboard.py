@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from raymlops.errors import SearchFailed
 from raymlops.search.cost import Cost, Prefer, price, tolerance
 from raymlops.search.objective import Mode
+
+_SURE = 2.0
 
 TrialStatus = Literal["done", "stopped", "failed"]
 
@@ -29,6 +32,7 @@ class Trial:
     status : ``done`` at full size, ``stopped`` early on a sample, or ``failed`` with ``error``
     curve : score by share of the train rows, in the order of the fits
     groups : the score on each of a few equal groups of validation rows, the same rows for every trial; may be empty
+    wrongs : mean cost of the answers on those groups at the threshold that is cheapest on all; only where costs are given
     cost : what it takes to serve it; ``None`` before full size
     """
 
@@ -43,6 +47,7 @@ class Trial:
     error: str = ""
     curve: tuple[tuple[float, float], ...] = ()
     groups: tuple[float, ...] = ()
+    wrongs: tuple[float, ...] = ()
     cost: Cost | None = None
 
 
@@ -69,10 +74,27 @@ class Leaderboard:
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
-        """Trials with a score, best first: full size before stopped, within the gap before beyond it."""
+        """Trials with a score, best first: full size before stopped, within the gap before beyond it.
+
+        A stopped trial that is better than all of full size by more than two standard errors stands among those: more
+        rows will make it better still.
+        """
         sign = -1.0 if self.mode == "max" else 1.0
         scored = [trial for trial in self.trials if trial.status != "failed" and np.isfinite(trial.score)]
-        return tuple(sorted(scored, key=lambda t: (t.status != "done", not self._within(t), sign * t.score, t.number)))
+        full = [trial for trial in scored if trial.status == "done"]
+        least = min(full, key=lambda t: (not self._within(t), sign * t.score), default=None)
+        bar = -np.inf if least is None else sign * least.score - _SURE * standard_error(least)
+
+        def order(t: Trial) -> tuple[bool, bool, float, int]:
+            whole = t.status == "done"
+            return not whole and not sign * t.score < bar, whole and not self._within(t), sign * t.score, t.number
+
+        return tuple(sorted(scored, key=order))
+
+    @property
+    def promising(self) -> tuple[Trial, ...]:
+        """Stopped trials that go before all of full size, best first."""
+        return tuple(itertools.takewhile(lambda trial: trial.status != "done", self.ranked))
 
     @property
     def best(self) -> Trial:
@@ -86,6 +108,10 @@ class Leaderboard:
         equals = self.equals
         if not equals:
             return ranked[0]
+        if ranked[0].wrongs:
+            equals = _least_wrong(equals)
+        if self.prefer == "score":
+            return equals[0]
         return min(equals, key=lambda trial: (price(trial.cost, self.prefer), trial.number) if trial.cost else (0.0, 0))
 
     @property
@@ -97,8 +123,11 @@ class Leaderboard:
         error of a score itself is several times as large, and would give away skill that is really there.
 
         A trial that learnt from a shorter past than the best is none of them: it is cheaper only because it saw less.
+        Where answers have costs, they decide between equals, so one standard error is allowed whatever is preferred.
         """
         ranked, limit = self.ranked, tolerance(self.prefer)
+        if ranked and ranked[0].wrongs:
+            limit = max(1.0, limit)
         if not ranked or ranked[0].cost is None or limit == 0:
             return ()
         best, sign = ranked[0], 1.0 if self.mode == "max" else -1.0
@@ -108,11 +137,14 @@ class Leaderboard:
                 continue
             if len(trial.groups) != len(best.groups) or _recent(trial) < _recent(best):
                 continue
-            lost = sign * (np.asarray(best.groups) - np.asarray(trial.groups))
-            lost = lost[np.isfinite(lost)]
-            if len(lost) > 1 and sign * (best.score - trial.score) <= limit * lost.std(ddof=1) / np.sqrt(len(lost)):
+            error = _error_of_difference(best.groups, trial.groups)
+            if sign * (best.score - trial.score) <= limit * error:
                 kept.append(trial)
         return tuple(kept)
+
+    def updated(self, trial: Trial) -> Leaderboard:
+        """The board with more known of one of its trials."""
+        return replace(self, trials=(*(old for old in self.trials if old.number != trial.number), trial))
 
     @property
     def errors(self) -> dict[str, int]:
@@ -147,12 +179,39 @@ class Leaderboard:
                 "params": dict(trial.params),
                 "curve": [[share, _finite(score)] for share, score in trial.curve],
                 "cost": None if trial.cost is None else asdict(trial.cost),
+                "wrong": _finite(float(np.nanmean(trial.wrongs))) if trial.wrongs else None,
             }
             for trial in (*ranked, *rest)
         ]
 
     def _within(self, trial: Trial) -> bool:
         return self.max_gap is None or not trial.gap > self.max_gap
+
+
+def standard_error(trial: Trial) -> float:
+    """Of a trial's score, from its groups of validation rows; NaN when it has none."""
+    groups = np.asarray([score for score in trial.groups if np.isfinite(score)])
+    return float(groups.std(ddof=1) / np.sqrt(len(groups))) if len(groups) > 1 else float("nan")
+
+
+def _error_of_difference(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Standard error of the mean difference over groups of the same rows; NaN, which nothing is within, for fewer than two."""
+    apart = np.asarray(a) - np.asarray(b)
+    apart = apart[np.isfinite(apart)]
+    return float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else float("nan")
+
+
+def _least_wrong(equals: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The trial whose answers cost least, then those whose costs are not told apart from it, by one standard error."""
+    cost = {trial.number: float(np.nanmean(trial.wrongs)) for trial in equals}
+    least = min(equals, key=lambda trial: cost[trial.number])
+    rest = [
+        trial
+        for trial in equals
+        if trial is not least
+        and cost[trial.number] - cost[least.number] <= _error_of_difference(trial.wrongs, least.wrongs)
+    ]
+    return (least, *rest)
 
 
 def _recent(trial: Trial) -> float:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _STARTUP = 10
 _STEP = 0.15
 _LEADERS = 3
 _EARLIER = 60
+_EAGER, _LEAST_SHARE, _TIMES = 10.0, 0.02, 5
 _FIRST_EARLIER = 3
 
 
@@ -42,7 +44,8 @@ class Proposals:
     First come the best configurations of ``earlier``, then each family's proven default, then the first family on the
     recent windows. After that, turn and turn about: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011,
     multivariate by family) and a random step from one of the best so far, the local search whose
-    cheapness FLAML shows (Wu et al. 2021).
+    cheapness FLAML shows (Wu et al. 2021). Also after FLAML's thought, a family is drawn the less the further its best on few rows is
+    behind and the longer its fits take: time goes to where an improvement is cheapest.
 
     Parameters
     ----------
@@ -81,6 +84,7 @@ class Proposals:
         self._asked: dict[int, optuna.Trial] = {}
         self._next = max((item.number for item in known), default=-1) + 1
         self._leaders: dict[int, tuple[int, float, Mapping[str, Any]]] = {}
+        self._first: dict[str, tuple[float, list[float]]] = {}
         usable = [item for item in earlier if item.point.get("family") in families and self._drawn(item.point)]
         self._earlier = usable[:_EARLIER]
         self._starts = self._next + self._enqueue_starts([item.point for item in known])
@@ -89,8 +93,10 @@ class Proposals:
 
     def ask(self) -> Proposal:
         number, self._next = self._next, self._next + 1
-        if number >= max(self._starts, _STARTUP) and number % 2 and self._leaders:
+        if number >= self._starts and number % 2 and self._leaders:
             self._study.enqueue_trial(self._near())
+        elif number >= self._starts and len(self._families) > 1 and self._first:
+            self._study.enqueue_trial({"family": self._promising()})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask()
@@ -98,8 +104,11 @@ class Proposals:
         self._asked[number] = trial
         return Proposal(number=number, family=family, params=params, point=dict(trial.params))
 
-    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None:
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool, fit_s: float) -> None:
         self._remember(proposal, score, rung)
+        if rung == 0:
+            best, times = self._first.get(proposal.family, (-math.inf, []))
+            self._first[proposal.family] = (max(best, self._sign * score), [*times, fit_s][-_TIMES:])
         trial = self._asked.pop(proposal.number, None)
         if trial is not None and not full:
             trial.report(score, step=rung)
@@ -147,6 +156,24 @@ class Proposals:
         self._leaders[proposal.number] = (rung, self._sign * score, proposal.point)
         best = sorted(self._leaders, key=lambda number: self._leaders[number][:2], reverse=True)[:_LEADERS]
         self._leaders = {number: self._leaders[number] for number in best}
+
+    def _promising(self) -> str:
+        """A family, drawn by what it can gain for its time: gaps to the best are counted from the trivial baseline."""
+        names = list(self._families)
+        top = max(best for best, _ in self._first.values())
+        reach = max(top - self._sign * self._floor, 1e-12) if math.isfinite(self._floor) else max(abs(top), 1e-12)
+        took = {name: max(median(times), 1e-3) for name, (_, times) in self._first.items()}
+        least = min(took.values())
+        weights = np.array(
+            [
+                math.exp(-_EAGER * min((top - self._first[name][0]) / reach, 1.0)) * math.sqrt(least / took[name])
+                if name in self._first
+                else 1.0
+                for name in names
+            ]
+        )
+        shares = np.maximum(weights / weights.sum(), _LEAST_SHARE)
+        return str(self._rng.choice(names, p=shares / shares.sum()))
 
     def _near(self) -> dict[str, Any]:
         """A step from one of the best so far: each number moves by a normal step of 15 % of its (log) range."""

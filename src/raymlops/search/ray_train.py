@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ import xgboost as xgb
 # Read when Ray Train is imported; its older trainer is gone from the next release.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
+import pyarrow as pa
+import ray.data
 import ray.train
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
@@ -24,12 +27,11 @@ from raymlops.errors import ConfigError, SearchFailed
 from raymlops.search.estimators import XGBoostEstimator
 
 if TYPE_CHECKING:
-    import ray.data
-
-    from raymlops.data.schema import Task
+    from raymlops.search.estimators import Floats
     from raymlops.settings import Settings
 
 _BATCH = 65_536
+_BLOCK = 262_144
 _MODEL = "model.json"
 
 
@@ -38,13 +40,10 @@ def fit_distributed(
     *,
     columns: Sequence[str],
     label: str,
-    params: Mapping[str, Any],
-    task: Task,
-    n_classes: int,
-    rounds: int,
+    plan: XGBoostEstimator,
     workers: int,
     settings: Settings,
-    seed: int = 0,
+    weight: str | None = None,
     cpus_per_worker: int = 1,
     gpu: bool = False,
 ) -> XGBoostEstimator:
@@ -56,9 +55,8 @@ def fit_distributed(
 
     Parameters
     ----------
-    rows : numbers in ``columns`` (category codes, NaN for missing) and ``label``
-    params : of an ``xgboost`` trial
-    rounds : of boosting, as the search found them
+    rows : numbers in ``columns`` (category codes, NaN for missing), ``label``, and ``weight`` where it is named
+    plan : an unfitted estimator of family ``xgboost``, with its rounds as the search found them
 
     Raises
     ------
@@ -68,9 +66,8 @@ def fit_distributed(
     lacking = [name for name in (*columns, label) if name not in rows.schema().names]
     if lacking:
         raise ConfigError(f"The rows have no column {', '.join(lacking)}: they have {', '.join(rows.schema().names)}.")
-    if workers < 1 or rounds < 1:
-        raise ConfigError(f"workers={workers} and rounds={rounds}: both must be at least 1.")
-    plan = XGBoostEstimator(params, task, n_classes, rounds, seed)
+    if workers < 1 or plan.rounds < 1:
+        raise ConfigError(f"workers={workers} and rounds={plan.rounds}: both must be at least 1.")
     name, folder = f"fit-{uuid.uuid4().hex[:12]}", Path(settings.home) / "train"
     trainer = XGBoostTrainer(
         _fit_shard,
@@ -78,8 +75,10 @@ def fit_distributed(
             "params": {**plan.settings(), **({"device": "cuda"} if gpu else {}), "nthread": cpus_per_worker},
             "columns": list(columns),
             "label": label,
-            "rounds": rounds,
+            "weight": weight,
+            "rounds": plan.rounds,
             "bins": plan.bins,
+            "kinds": plan.kinds(len(columns)),
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -94,7 +93,7 @@ def fit_distributed(
         if result.checkpoint is None:
             raise SearchFailed("The distributed fit ended without a model.")
         with result.checkpoint.as_directory() as held:
-            return XGBoostEstimator.load(Path(held) / _MODEL, task, n_classes)
+            return XGBoostEstimator.load(Path(held) / _MODEL, plan.task, plan.n_classes)
     except ray.train.TrainingFailedError as error:
         words = str(error).strip().splitlines() or ["no reason was given"]
         raise SearchFailed(f"The distributed fit over {workers} workers failed: {words[-1][:300]}") from error
@@ -102,13 +101,41 @@ def fit_distributed(
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
+def spread_fit(workers: int, settings: Settings) -> Callable[[XGBoostEstimator, Floats, Floats], XGBoostEstimator]:
+    """How a result's estimator is fitted where one worker does not hold its rows: :func:`fit_distributed` over blocks of them."""
+
+    def fit(plan: XGBoostEstimator, x: Floats, y: Floats) -> XGBoostEstimator:
+        columns = [f"c{i}" for i in range(x.shape[1])]
+        # Of all rows: "balanced" counts the classes.
+        weight = None if plan.weigh is None else plan.weigh(x, y)
+        blocks = []
+        size = max(1, min(_BLOCK, math.ceil(len(y) / (2 * workers))))
+        for first in range(0, len(y), size):
+            part = slice(first, first + size)
+            block = {name: x[part, i] for i, name in enumerate(columns)} | {"label": y[part]}
+            blocks.append(pa.table(block if weight is None else {**block, "weight": weight[part]}))
+        fitted = fit_distributed(
+            ray.data.from_arrow(blocks),
+            columns=columns,
+            label="label",
+            plan=plan,
+            workers=workers,
+            settings=settings,
+            weight=None if weight is None else "weight",
+        )
+        fitted.learned = {"rounds": plan.rounds}
+        return fitted
+
+    return fit
+
+
 def _fit_shard(config: dict[str, Any]) -> None:
     """What each worker runs; Ray Train has joined them into one communicator."""
     shard = ray.train.get_dataset_shard("rows")
-    batches = _Batches(
-        lambda: shard.iter_batches(batch_size=_BATCH, batch_format="numpy"), config["columns"], config["label"]
+    batches = _Batches(lambda: shard.iter_batches(batch_size=_BATCH, batch_format="numpy"), config)
+    train = xgb.QuantileDMatrix(
+        batches, max_bin=config["bins"], nthread=config["params"]["nthread"], enable_categorical=bool(config["kinds"])
     )
-    train = xgb.QuantileDMatrix(batches, max_bin=config["bins"], nthread=config["params"]["nthread"])
     booster = xgb.train(config["params"], train, num_boost_round=config["rounds"])
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report({"rounds": config["rounds"]})
@@ -121,9 +148,9 @@ def _fit_shard(config: dict[str, Any]) -> None:
 class _Batches(xgb.DataIter):
     """A worker's blocks, batch by batch; XGBoost passes over them more than once."""
 
-    def __init__(self, batches: Callable[[], Iterator[Mapping[str, Any]]], columns: Sequence[str], label: str) -> None:
+    def __init__(self, batches: Callable[[], Iterator[Mapping[str, Any]]], config: Mapping[str, Any]) -> None:
         super().__init__()
-        self._batches, self._columns, self._label = batches, columns, label
+        self._batches, self._config = batches, config
         self._open: Iterator[Mapping[str, Any]] = iter(())
 
     def reset(self) -> None:
@@ -133,6 +160,9 @@ class _Batches(xgb.DataIter):
         batch = next(self._open, None)
         if batch is None:
             return False
-        x = np.column_stack([np.asarray(batch[name], dtype=np.float32) for name in self._columns])
-        input_data(data=x, label=np.asarray(batch[self._label], dtype=np.float32))
+        config = self._config
+        x = np.column_stack([np.asarray(batch[name], dtype=np.float32) for name in config["columns"]])
+        weight = None if config["weight"] is None else np.asarray(batch[config["weight"]], dtype=np.float32)
+        label = np.asarray(batch[config["label"]], dtype=np.float32)
+        input_data(data=x, label=label, weight=weight, feature_types=config["kinds"])
         return True

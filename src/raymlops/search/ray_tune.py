@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,23 @@ from ray.tune.search import Searcher
 
 from raymlops.errors import SearchFailed
 from raymlops.search.journal import Journal, facts, finished
+from raymlops.search.pace import LastFit, refit_cost
 from raymlops.search.proposals import Proposals
 from raymlops.search.ray_worker import Kept, OrderTrainable
 from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
-from raymlops.search.selection import Leaderboard, Problem, Search, SearchResult, Trial, finish, recent_shares, refit
+from raymlops.search.selection import (
+    Fit,
+    Leaderboard,
+    Problem,
+    Search,
+    SearchResult,
+    Trial,
+    finish,
+    recent_shares,
+    refit,
+    spreads,
+)
+from raymlops.search.spread import Spread, plan_spread
 from raymlops.search.stopping import Patience
 from raymlops.search.work import left_over
 
@@ -36,7 +50,9 @@ if TYPE_CHECKING:
 __all__ = ["refit", "search"]
 
 _START_S = 300.0
+_STILLBORN = 6
 _GRACE_S = 2.0
+_CLOSING_S = 1.5
 _ORDERS = 1_000_000
 _DIED = "the worker died"
 _QUIET = {
@@ -46,6 +62,8 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_THRESHOLD_S": "60",
+    # A worker that does not stop by itself is not waited for: its fit is given up already.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
 }
 
 
@@ -75,10 +93,12 @@ def search(
     Raises
     ------
     ConfigError : a metric or candidates that do not fit the task, a search space that fails
-    SearchFailed : no trial gave a model, or no CPU became free for the first one within 300 s
+    SearchFailed : no trial gave a model, no worker can start, or no CPU became free for the first one within 300 s
     """
     began = time.monotonic()
     problem = Problem.of(spec, contract, arrays)
+    plan = _spread(spec, problem, arrays)
+    problem = problem.spread(plan)
     lanes = max(1, min(spec.max_concurrent, int(ray.cluster_resources().get("CPU", 1))))
     folder, name = Path(settings.home) / "tune", f"search-{uuid.uuid4().hex[:12]}"
     with _quiet():
@@ -113,9 +133,18 @@ def search(
         ended=watch.reason,
         seconds=time.monotonic() - began,
     )
-    result = finish(problem, arrays, leaderboard, threads=lanes)
+    result = finish(
+        problem,
+        arrays,
+        leaderboard,
+        threads=lanes,
+        end=_End(schedule),
+        fit=None if plan is None else _spread_fit(plan, settings),
+    )
+    if on_trial is not None and result.leaderboard is not leaderboard:
+        on_trial(result.trial)
     if journal is not None:
-        journal.close(leaderboard, schedule.points)
+        journal.close(result.leaderboard, schedule.points)
     return result
 
 
@@ -131,7 +160,7 @@ def _schedule(
 ) -> Schedule:
     """The plan of the search, with all that an earlier process of it had finished."""
     rows, objective = len(arrays.y_train), problem.objective
-    shares = ladder(rows)
+    shares = ladder(rows, problem.most)
     recent = recent_shares(rows) if ordered and spec.recency else (1.0,)
     done = [] if journal is None else journal.open(facts(problem, spec.seed, arrays, shares, recent))
     proposals = Proposals(
@@ -150,15 +179,45 @@ def _schedule(
         trials=spec.trials,
         lanes=lanes,
         began=began,
-        deadline=None if spec.time_budget_s is None else began + float(spec.time_budget_s),
-        reserve=1.2 / lanes,
+        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s)),
+        reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
+        quickest=lambda proposal: float(getattr(problem.build(proposal.family, proposal.params), "quickest", 1.0)),
         on_trial=on_trial,
     )
     for item in done:
         schedule.replay(item.proposal, item.rung, item.outcome, item.reason)
     return schedule
+
+
+def _usable(budget_s: float) -> float:
+    """A budget without the time in which Tune's workers go before the last fit begins."""
+    return budget_s - min(_CLOSING_S, 0.05 * budget_s)
+
+
+def _spread(spec: Search, problem: Problem, arrays: Arrays) -> Spread | None:
+    """Whether the rows of the last fit are more than a worker of this cluster holds."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    held = [min(spec.max_concurrent, int(node["CPU"])) for node in nodes]
+    return plan_spread(
+        spec.distributed,
+        rows=len(arrays.y_train) + len(arrays.y_validation) + len(arrays.y_test),
+        columns=arrays.x_train.shape[1],
+        classes=problem.n_classes,
+        worker_bytes=min(
+            (node.get("memory", math.inf) / lanes for node, lanes in zip(nodes, held, strict=True)), default=math.inf
+        ),
+        workers=sum(int(node["CPU"]) for node in nodes),
+        able=any(spreads(family) for family in problem.families.values()),
+    )
+
+
+def _spread_fit(plan: Spread, settings: Settings) -> Fit:
+    # Ray Train and Ray Data take a second to import, and few searches need them.
+    from raymlops.search.ray_train import spread_fit
+
+    return spread_fit(plan.workers, settings)
 
 
 def _resources(problem: Problem) -> dict[str, float]:
@@ -187,6 +246,20 @@ class _Deadline(tune.Stopper):
         return self._schedule.overdue(time.monotonic() - _GRACE_S)
 
 
+class _End:
+    """What the schedule knows, at the time at which it is asked."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def pick(self, trials: Sequence[Trial]) -> Trial:
+        by_number = {trial.number: trial for trial in trials}
+        return by_number[self._schedule.pick(list(by_number), time.monotonic())]
+
+    def last_fit(self, trial: Trial) -> LastFit:
+        return self._schedule.last_fit(trial.number, time.monotonic())
+
+
 class _Orders(Searcher):
     """Gives Tune one order after another, and the schedule what came of them."""
 
@@ -204,7 +277,7 @@ class _Orders(Searcher):
         match given:
             case Order():
                 self._out[trial_id] = given
-                return {"order": Kept(given)}
+                return {"order": Kept(given), "given_at": time.time()}
             case Wait():
                 return None
             case Finished():
@@ -233,6 +306,7 @@ class _Orders(Searcher):
     def _died(self, trial_id: str, order: Order, reason: str) -> None:
         if trial_id not in self._watch.started:
             # The worker was lost before it took the order up: not the fault of these fits.
+            self._watch.stillborn.append(reason)
             self._schedule.again(order.jobs)
             return
         if self._journal is not None and len(order.jobs) == 1:
@@ -253,16 +327,22 @@ class _Watch(tune.Callback):
         self.reason = "the time budget is used"
         self.dead: dict[str, Callable[[str], None]] = {}
         self.started: set[str] = set()
+        self.stillborn: list[str] = []
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; whoever watches (a terminal, a lock) stays in this process."""
-        return {"reason": self.reason, "dead": {}, "started": set(), "_began": self._began}
+        return {"reason": self.reason, "dead": {}, "started": set(), "stillborn": [], "_began": self._began}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.started.add(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if not self.started and len(self.stillborn) >= _STILLBORN:
+            raise SearchFailed(
+                f"No worker of the search can start ({self.stillborn[-1]}). Each needs the modules of the candidates' own functions "
+                "(spaces, metrics, weights): see that the nodes have them, or define them in the pipeline's file."
+            )
         if not self.started and time.monotonic() - self._began > _START_S:
             free = ray.available_resources().get("CPU", 0)
             raise SearchFailed(

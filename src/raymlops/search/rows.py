@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raymlops.search.estimators import Floats
 
 _KEPT = 6
+_JUDGES = 10_000
 _KEPT_BYTES = 2 << 30
 
 
@@ -45,7 +46,10 @@ class RowCache:
         self._kept: OrderedDict[tuple[float, float], Rows] = OrderedDict()
 
     def get(self, recent: float, share: float) -> Rows:
-        """The newest ``recent`` of the train rows, thinned to at most ``share`` of all; validation rows with them."""
+        """The newest ``recent`` of the train rows, thinned to at most ``share`` of all; validation rows with them.
+
+        A thinned cut is judged on at most twice as many validation rows as it has, or 10,000: judging must not take longer than fitting.
+        """
         key = (recent, min(1.0, share / recent))
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -53,7 +57,11 @@ class RowCache:
         a = self._arrays
         at = chosen(len(a.y_train), *key, self._seed)
         cut = slice(int(at[0]), int(at[-1]) + 1) if key[1] >= 1.0 else at
-        rows = Rows(x=a.x_train[cut], y=a.y_train[cut], x_val=a.x_validation, y_val=a.y_validation)
+        most = len(a.y_validation) if key[1] >= 1.0 else max(_JUDGES, 2 * len(at))
+        judges: Any = slice(None)
+        if most < len(a.y_validation):
+            judges = chosen(len(a.y_validation), 1.0, most / len(a.y_validation), self._seed)
+        rows = Rows(x=a.x_train[cut], y=a.y_train[cut], x_val=a.x_validation[judges], y_val=a.y_validation[judges])
         self._kept[key] = rows
         while len(self._kept) > 1 and (len(self._kept) > _KEPT or self._bytes() > _KEPT_BYTES):
             self._kept.popitem(last=False)

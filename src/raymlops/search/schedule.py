@@ -9,17 +9,19 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Protocol
 
+from raymlops.search.pace import REDUCTION, LastFit, Pace
 from raymlops.search.selection import Mode, Outcome, Trial
 
 MIN_SHARE_ROWS = 2000
-_REDUCTION = 3
+_RUNGS = 5
 _PACK_S = 0.5
 _PACK_MOST = 16
 _LIMIT_TIMES, _LIMIT_LEAST_S, _LIMIT_UNKNOWN_S = 20.0, 60.0, 600.0
-_RECENT_FITS = 5
+_GRACE_S = 1.0
+# At most so much of the budget is set aside for the last fit, and of that fit so much is fitting; the rest is judging.
+_MOST_RESERVED, _FITTING, _LEAST_S = 0.5, 0.9, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,8 @@ class Job:
     Attributes
     ----------
     limit_s : the worker gives the fit up after this time
-    until_s : boosting ends after this time and keeps what it has; ``None`` without a time budget
+    until_s : boosting ends this long after the order was given, and keeps what it has; ``None`` without a time budget
+    stop_s : a fit that still runs this long after the order was given is stopped and has no result; ``None``: never
     """
 
     proposal: Proposal
@@ -47,6 +50,7 @@ class Job:
     share: float
     limit_s: float
     until_s: float | None = None
+    stop_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,39 +77,23 @@ class Proposer(Protocol):
 
     def ask(self) -> Proposal: ...
 
-    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool) -> None: ...
+    def tell(self, proposal: Proposal, score: float, *, rung: int, full: bool, fit_s: float) -> None: ...
 
     def fail(self, proposal: Proposal) -> None: ...
 
 
-def ladder(rows: int, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
-    """Shares of ``rows`` to climb, each three times the one before, none of fewer than ``least`` rows.
+def ladder(rows: int, most: float = 1.0, least: int = MIN_SHARE_ROWS) -> tuple[float, ...]:
+    """Shares of ``rows`` to climb, each three times the one before up to ``most``, none of fewer than ``least`` rows.
+
+    At most five: what a hundredth of the rows tells of all of them is little.
 
     >>> ladder(7_000)
     (0.3333333333333333, 1.0)
     """
-    shares = [1.0]
-    while shares[0] / _REDUCTION * rows >= least:
-        shares.insert(0, shares[0] / _REDUCTION)
+    shares = [most]
+    while shares[0] / REDUCTION * rows >= least and len(shares) < _RUNGS:
+        shares.insert(0, shares[0] / REDUCTION)
     return tuple(shares)
-
-
-class Costs:
-    """How long a family's fit takes at a share of the rows, learnt from those that ended."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, float], deque[float]] = {}
-
-    def told(self, family: str, share: float, fit_s: float) -> None:
-        self._seen.setdefault((family, share), deque(maxlen=_RECENT_FITS)).append(fit_s)
-
-    def expect(self, family: str, share: float) -> float | None:
-        """Seconds, or ``None`` when nothing is known of the family; another share's time is scaled a little over linearly."""
-        known = {at: median(times) for (name, at), times in self._seen.items() if name == family}
-        if not known:
-            return None
-        nearest = min(known, key=lambda at: abs(math.log(at / share)))
-        return known[nearest] * (share / nearest) ** 1.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,12 +105,13 @@ class Schedule:
 
     Attributes
     ----------
-    shares : the ladder, ascending to 1
+    shares : the ladder, ascending to 1, or to the share that one worker holds
     trials : configurations to try; ``None`` without a limit
     lanes : workers, so that the last fits are spread over all of them
     deadline : on the caller's clock; ``None`` without a limit
-    reserve : share of a full fit's time to leave for what comes after the search
+    reserve : share of a full fit's time to leave for what comes after the search, see :func:`raymlops.search.pace.refit_cost`
     enough : asked before a new configuration starts; a sentence ends the search
+    quickest : times faster that a configuration could learn, see :meth:`raymlops.search.pace.LastFit.pace`
     """
 
     proposer: Proposer
@@ -135,17 +124,20 @@ class Schedule:
     reserve: float = 0.0
     trial_timeout_s: float | None = None
     enough: Callable[[Sequence[Trial]], str | None] | None = None
+    quickest: Callable[[Proposal], float] = lambda _proposal: 1.0
     on_trial: Callable[[Trial], None] | None = None
     ended: dict[int, Trial] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)
     stopped: str = ""
     _proposals: dict[int, Proposal] = field(default_factory=dict)
     _rungs: list[dict[int, float]] = field(default_factory=list)
     _promoted: list[set[int]] = field(default_factory=list)
     _running: dict[int, Job] = field(default_factory=dict)
     _again: deque[Job] = field(default_factory=deque)
+    _pace: Pace = field(init=False)
+    _led: Proposal | None = None
 
     def __post_init__(self) -> None:
+        self._pace = Pace(self.reserve)
         self._rungs = [{} for _ in self.shares]
         self._promoted = [set() for _ in self.shares]
 
@@ -163,12 +155,15 @@ class Schedule:
 
     def order(self, now: float) -> Order | Wait | Finished:
         """What a free worker is to do."""
+        if self._left(now) <= 0 and self._running:
+            return Wait()
+        if self._left(now) <= 0 and self.ended:
+            return Finished(reason=self.stopped or "the time budget is used")
         if self._again:
-            job = self._again.popleft()
+            held = self._again.popleft()
+            job = self._job(held.proposal, held.rung, now)
             self._running[job.proposal.number] = job
             return Order(jobs=(job,))
-        if self.ended and self._left(now) <= 0:
-            return Wait() if self._running else Finished(reason=self.stopped or "the time budget is used")
         jobs: list[Job] = []
         expected = 0.0
         while len(jobs) < self._room():
@@ -177,7 +172,7 @@ class Schedule:
                 break
             jobs.append(job_or_none)
             self._running[job_or_none.proposal.number] = job_or_none
-            took = self.costs.expect(job_or_none.proposal.family, job_or_none.share)
+            took = self._expect(job_or_none)
             expected += _PACK_S if took is None else took
             if expected >= _PACK_S:
                 break
@@ -191,14 +186,24 @@ class Schedule:
         """One fit ended with a score."""
         proposal = self._proposals[number]
         self._running.pop(number, None)
-        self.costs.told(proposal.family, self.shares[rung], outcome.fit_s)
+        signed = outcome.score if self.mode == "max" else -outcome.score
+        self._pace.told(
+            number,
+            proposal.family,
+            self.shares[rung],
+            outcome.fit_s,
+            signed,
+            full=outcome.full,
+            growing="rounds" in outcome.learned,
+            quickest=self.quickest(proposal),
+        )
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
         for at in range(rung, top + 1):
-            self._rungs[at][number] = outcome.score if self.mode == "max" else -outcome.score
+            self._rungs[at][number] = signed
             if at < top:
                 self._promoted[at].add(number)
-        self.proposer.tell(proposal, outcome.score, rung=top, full=outcome.full)
+        self.proposer.tell(proposal, outcome.score, rung=top, full=outcome.full, fit_s=outcome.fit_s)
         before = self.ended.get(number)
         return self._end(
             Trial(
@@ -212,6 +217,7 @@ class Schedule:
                 status="done" if outcome.full else "stopped",
                 curve=(*(before.curve if before else ()), (self.shares[rung], outcome.score)),
                 groups=outcome.groups,
+                wrongs=outcome.wrongs,
                 cost=outcome.cost,
             )
         )
@@ -272,11 +278,11 @@ class Schedule:
 
     def _promotion(self, now: float) -> Job | None:
         """The best that may move up, from the highest rung down."""
-        if self._must_finish(now):
-            return self._last_climb(now)
+        if self._must_finish(now) and (last := self._last_climb(now)) is not None:
+            return last
         for rung in range(len(self.shares) - 2, -1, -1):
             scores = self._rungs[rung]
-            best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // _REDUCTION]
+            best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // REDUCTION]
             for number in best:
                 if number not in self._promoted[rung] and number not in self._running:
                     job = self._job(self._proposals[number], rung + 1, now)
@@ -286,16 +292,20 @@ class Schedule:
         return None
 
     def _last_climb(self, now: float) -> Job | None:
-        """When nothing has seen all the rows: the best of the highest rung goes to the top at once."""
-        if self._rungs[-1] or any(job.rung == len(self.shares) - 1 for job in self._running.values()):
+        """When nothing has seen all the rows: the best goes to the top at once, or as far as time allows."""
+        top = len(self.shares) - 1
+        if self._rungs[-1] or any(job.rung == top for job in self._running.values()):
             return None
-        for rung in range(len(self.shares) - 2, -1, -1):
-            waiting = {number: score for number, score in self._rungs[rung].items() if number not in self._running}
-            if waiting:
-                number = max(waiting, key=lambda key: waiting[key])
-                for below in range(rung, len(self.shares) - 1):
-                    self._promoted[below].add(number)
-                return self._job(self._proposals[number], len(self.shares) - 1, now)
+        best = self._leader(idle=True)
+        if best is None:
+            return None
+        rung = max(at for at, scores in enumerate(self._rungs) if best.number in scores)
+        for goal in range(top, rung, -1):
+            job = self._job(best, goal, now)
+            if self._fits_in(job, now):
+                for below in range(rung, goal):
+                    self._promoted[below].add(best.number)
+                return job
         return None
 
     def _must_finish(self, now: float) -> bool:
@@ -305,14 +315,35 @@ class Schedule:
         leader = self._leader()
         if leader is None:
             return False
-        needed = self.costs.expect(leader.family, 1.0) or 0.0
-        return self._left(now) <= max(1.5 * needed, 0.4 * (self.deadline - self.began))
+        needed, left, budget = (
+            self._pace.expect(leader.number, leader.family, 1.0) or 0.0,
+            self._left(now),
+            self.deadline - self.began,
+        )
+        # A fit that takes long is left to the last one, which has all threads.
+        return needed <= 0.2 * budget and left <= max(1.5 * needed, 0.4 * budget)
 
-    def _leader(self) -> Proposal | None:
-        for scores in reversed(self._rungs):
-            if scores:
-                return self._proposals[max(scores, key=lambda key: scores[key])]
-        return None
+    def _leader(self, *, idle: bool = False) -> Proposal | None:
+        """The one that promises most of a last fit in half of the budget; among those that do not run when ``idle``."""
+        if not idle and self._led is not None:
+            return self._led
+        numbers = [
+            number
+            for number, trial in self.ended.items()
+            if trial.status != "failed" and not (idle and number in self._running)
+        ]
+        if not numbers:
+            return None
+        seconds = math.inf if self.deadline is None else _MOST_RESERVED * (self.deadline - self.began)
+        best = self._proposals[max(numbers, key=lambda number: self._pace.promise(number, seconds))]
+        if not idle:
+            self._led = best
+        return best
+
+    def pick(self, numbers: Sequence[int], now: float) -> int:
+        """Of trials that have not seen all rows, the one that promises most of a fit in the time left."""
+        left = math.inf if self.deadline is None else max(_LEAST_S, self.deadline - now)
+        return max(numbers, key=lambda number: self._pace.promise(number, left))
 
     def _may_ask(self, now: float) -> bool:
         if self.trials is not None and len(self._proposals) >= self.trials:
@@ -322,15 +353,24 @@ class Schedule:
         return not self.stopped
 
     def _job(self, proposal: Proposal, rung: int, now: float) -> Job:
-        expected = self.costs.expect(proposal.family, self.shares[rung])
+        expected = self._pace.expect(proposal.number, proposal.family, self.shares[rung])
         limit = self.trial_timeout_s
         if limit is None:
             limit = _LIMIT_UNKNOWN_S if expected is None else max(_LIMIT_LEAST_S, _LIMIT_TIMES * expected)
-        until = None if self.deadline is None else max(0.1, self._left(now))
-        return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until)
+        if self.deadline is None:
+            return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit)
+        # A fit that leads must itself be fitted again in the time: of what is left it may use so much.
+        left = max(0.0, self.deadline - now)
+        until = max(0.1, min(self._left(now), left / (1.0 + self.reserve)))
+        # The first of a search may run on past its time, since a search without one trial is of no use.
+        stop = max(0.0, self._left(now)) + _GRACE_S if self.ended or self._running else None
+        return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until, stop_s=stop)
+
+    def _expect(self, job: Job) -> float | None:
+        return self._pace.expect(job.proposal.number, job.proposal.family, job.share)
 
     def _fits_in(self, job: Job, now: float) -> bool:
-        expected = self.costs.expect(job.proposal.family, job.share)
+        expected = self._expect(job)
         return self.deadline is None or expected is None or expected <= self._left(now)
 
     def _left(self, now: float) -> float:
@@ -338,12 +378,22 @@ class Schedule:
         if self.deadline is None:
             return math.inf
         leader = self._leader()
-        after = self.reserve * ((self.costs.expect(leader.family, 1.0) or 0.0) if leader else 0.0)
-        return self.deadline - now - min(after, 0.35 * (self.deadline - self.began))
+        after = 0.0
+        if leader is not None:
+            after = self._pace.last_s(leader.number, leader.family)
+        return self.deadline - now - min(after, _MOST_RESERVED * (self.deadline - self.began))
+
+    def last_fit(self, number: int, now: float) -> LastFit:
+        """How a trial's configuration can be fitted by the deadline."""
+        proposal = self._proposals[number]
+        if self.deadline is None:
+            return LastFit(params=proposal.params, more=self._pace.more(number))
+        left = _FITTING * max(_LEAST_S, self.deadline - now)
+        return self._pace.last_fit(number, proposal.family, proposal.params, left, self.shares[0])
 
     def overdue(self, now: float) -> bool:
-        """The time is used; never before a first trial has ended, since a search without one would be of no use."""
-        return self.deadline is not None and bool(self.ended) and now >= self.deadline
+        """The time for trials is used; never before a first one has ended, since a search without one would be of no use."""
+        return self.deadline is not None and bool(self.ended) and self._left(now) <= 0
 
     def _room(self) -> int:
         """At most so many fits in one order: the rest of the search is spread over all workers."""
@@ -358,6 +408,7 @@ class Schedule:
         return f"all {self.trials} trials ended"
 
     def _end(self, trial: Trial) -> Trial:
+        self._led = None
         # Again at the end of the board: it is in the order in which trials last ended.
         self.ended.pop(trial.number, None)
         self.ended[trial.number] = trial

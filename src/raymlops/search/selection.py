@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from raymlops.clock import seconds
 from raymlops.errors import ConfigError, nearest
 from raymlops.search.candidates import Candidate, defaults
-from raymlops.search.cost import PREFERENCES, Cost, Prefer, serving_cost
+from raymlops.search.cost import PREFERENCES, Prefer
 from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
 from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
 from raymlops.search.rows import RowCache, chosen
-from raymlops.search.threshold import ThresholdSpec, check_spec
+from raymlops.search.running import Outcome, run, run_trial
+from raymlops.search.spread import Distributed, Spread, check_distributed
+from raymlops.search.threshold import Costs, ThresholdSpec, check_spec
 
 if TYPE_CHECKING:
     from raymlops.data.schema import DataContract, Task
     from raymlops.data.snapshot import Arrays
     from raymlops.search.estimators import Estimator, Floats
+    from raymlops.search.pace import LastFit
 
 __all__ = [
     "Leaderboard",
@@ -43,8 +45,6 @@ __all__ = [
 
 RECENT = (1.0, 0.5, 0.25, 0.1)
 _MIN_RECENT_ROWS = 500
-_TRAIN_SCORE_ROWS = 20_000
-_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,9 @@ class Search:
     recency : with rows in time order, also search how much of the past to learn from
     calibrate : let serving correct the probabilities, where unseen rows ask for it (:mod:`raymlops.search.calibration`)
     threshold : from which probability on a binary answer is the positive class: a number, ``Costs(...)``, ``"f1"``, or
-        ``None`` for 0.5
+        ``None`` for 0.5. Costs also choose between trials that the metric does not tell apart
+    distributed : spread the fits on all rows over workers (XGBoost only, and then no other family is tried): ``"auto"`` does when the
+        rows are estimated not to fit one worker's memory; trials then see at most the share of the rows that one worker holds
 
     Raises
     ------
@@ -96,6 +98,7 @@ class Search:
     recency: bool = True
     calibrate: bool = True
     threshold: ThresholdSpec = None
+    distributed: Distributed = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
@@ -109,6 +112,7 @@ class Search:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
         check_spec(self.threshold)
+        check_distributed(self.distributed)
         if self.prefer not in PREFERENCES:
             raise ConfigError(f"prefer={self.prefer!r} is not known.{nearest(str(self.prefer), PREFERENCES)}")
         if self.trials is None and self.time_budget_s is None:
@@ -186,7 +190,12 @@ def _families(given: Sequence[Candidate] | None) -> tuple[Candidate, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Everything about the task that a trial needs besides its parameters; small, crosses to the workers."""
+    """Everything about the task that a trial needs besides its parameters; small, crosses to the workers.
+
+    Attributes
+    ----------
+    most : the largest share of the train rows that a trial is given; under 1 only where one worker does not hold them all
+    """
 
     objective: Objective
     task: Task
@@ -198,6 +207,8 @@ class Problem:
     weights: str | Callable[[Floats, Floats], Floats] | None = None
     monotone: tuple[int, ...] = ()
     quantile: float | None = None
+    costs: Costs | None = None
+    most: float = 1.0
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -213,7 +224,15 @@ class Problem:
             weights=search.weights,
             monotone=signs(search.monotone, contract),
             quantile=search.quantile,
+            costs=search.threshold if isinstance(search.threshold, Costs) and contract.task == "binary" else None,
         )
+
+    def spread(self, plan: Spread | None) -> Problem:
+        """The problem where fits on all rows are spread: by families that can be, on the share that one worker holds."""
+        if plan is None:
+            return self
+        able = {name: family for name, family in self.families.items() if spreads(family)}
+        return replace(self, families=able, most=plan.share)
 
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
         own = {key: value for key, value in params.items() if key != "recent"}
@@ -228,6 +247,11 @@ class Problem:
             watch(self.objective.metric)
         built: Estimator = estimator
         return built
+
+
+def spreads(family: Candidate) -> bool:
+    """Whether a fit of this family can be spread over workers."""
+    return getattr(getattr(family, "family", family), "kind", "") == "xgboost"
 
 
 def shape(estimator: Any, monotone: tuple[int, ...], quantile: float | None) -> None:
@@ -254,80 +278,6 @@ def _balanced(x: Floats, y: Floats) -> Floats:
     counts = np.bincount(y.astype(int))
     weights: Floats = (len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[y.astype(int)]
     return weights
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one fit of one trial measured.
-
-    Attributes
-    ----------
-    full : a fit on all the rows the trial asks for, not on a sample of them
-    learned : parameters that the validation rows fixed
-    groups, cost : see :class:`Trial`; only of a full fit
-    """
-
-    full: bool
-    score: float
-    train_score: float
-    gap: float
-    fit_s: float
-    learned: Mapping[str, Any]
-    groups: tuple[float, ...] = ()
-    cost: Cost | None = None
-
-
-def run_trial(
-    problem: Problem,
-    arrays: Arrays,
-    family: str,
-    params: Mapping[str, Any],
-    share: float = 1.0,
-    *,
-    cache: RowCache | None = None,
-    until_s: float | None = None,
-) -> Outcome:
-    """Fit on the newest ``params["recent"]`` of the train rows, thinned to at most ``share`` of all; score on validation.
-
-    Windows of different length get the same number of rows at one ``share``, so that halving compares like with like.
-    ``cache`` keeps the cuts from fit to fit; estimators that can end early do so after ``until_s`` seconds.
-
-    Raises whatever the family raises, and ``ValueError`` when the metric is not defined on these rows.
-    """
-    started = time.perf_counter()
-    recent = float(params.get("recent", 1.0))
-    rows = (cache or RowCache(arrays, problem.seed)).get(recent, share)
-    estimator: Any = problem.build(family, params)
-    if hasattr(estimator, "once"):
-        estimator.once = rows.once
-    if hasattr(estimator, "until_s"):
-        estimator.until_s = until_s
-    estimator.fit(rows.x, rows.y, rows.x_val, rows.y_val)
-    prediction = estimator.predict(rows.x_val)
-    score = problem.objective.score(rows.y_val, prediction)
-    if not np.isfinite(score):
-        raise ValueError(
-            f"{problem.objective.metric} is not defined on the validation rows: one class only, or NaN predicted"
-        )
-    some = chosen(len(rows.y), 1.0, min(1.0, _TRAIN_SCORE_ROWS / len(rows.y)), problem.seed)
-    train_score = problem.objective.score(rows.y[some], estimator.predict(rows.x[some]))
-    full = share >= recent
-    return Outcome(
-        full=full,
-        score=score,
-        train_score=train_score,
-        gap=problem.objective.gap(train_score, score, problem.baseline),
-        fit_s=time.perf_counter() - started,
-        learned=dict(getattr(estimator, "learned", {})),
-        groups=_by_group(problem.objective, rows.y_val, prediction, problem.seed) if full else (),
-        cost=serving_cost(estimator, rows.x_val) if full else None,
-    )
-
-
-def _by_group(objective: Objective, y: Floats, prediction: Floats, seed: int) -> tuple[float, ...]:
-    """The score on each of twenty random groups of the validation rows, the same for every trial of a search."""
-    group = np.random.default_rng(seed).permutation(len(y)) % _GROUPS
-    return tuple(objective.score_part(y[group == k], prediction[group == k]) for k in range(_GROUPS))
 
 
 def recent_shares(n_rows: int, change_row: int | None = None) -> tuple[float, ...]:
@@ -401,43 +351,152 @@ def _tried(problem: Problem, arrays: Arrays, number: int, family: str, params: d
     )
 
 
+Fit = Callable[[Any, "Floats", "Floats"], "Estimator"]
+
+
+class End(Protocol):
+    """What is known of the time that is left when a search ends."""
+
+    def pick(self, trials: Sequence[Trial]) -> Trial: ...
+
+    def last_fit(self, trial: Trial) -> LastFit: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and validation rows."""
+    """The leaderboard, the trial to promote, and that trial's estimator fitted on train and, as a rule, validation rows.
+
+    Attributes
+    ----------
+    share : of those rows that the estimator has learnt from; under 1 where the time budget left none for all of them
+    train_only : the estimator has learnt from train rows alone, for the same reason
+    fit : fits a built estimator on rows, where one worker does not hold them; ``None`` fits here
+    """
 
     leaderboard: Leaderboard
     trial: Trial
     estimator: Estimator
     problem: Problem
+    share: float = 1.0
+    train_only: bool = False
+    fit: Fit | None = None
 
 
-def finish(problem: Problem, arrays: Arrays, leaderboard: Leaderboard, *, threads: int = 1) -> SearchResult:
-    """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none."""
+def finish(
+    problem: Problem,
+    arrays: Arrays,
+    leaderboard: Leaderboard,
+    *,
+    threads: int = 1,
+    end: End | None = None,
+    fit: Fit | None = None,
+) -> SearchResult:
+    """Pick the best trial and fit it for the gate. Raises :class:`SearchFailed` when there is none.
+
+    A trial that has not seen all rows is first fitted on them with ``threads``, its rounds found anew. In the time of a budget that fit
+    is the model, else it is fitted once more, on train and validation rows.
+
+    Parameters
+    ----------
+    end : which of several such trials, and how a trial can be fitted in the time left
+    """
     trial = leaderboard.best
+    while trial.status != "done" and end is not None and fit is None:
+        trial = end.pick(leaderboard.promising)
+        told = end.last_fit(trial)
+        climbed = _climb(problem, arrays, trial, told, threads)
+        if isinstance(climbed, Trial):
+            leaderboard = leaderboard.updated(climbed)
+            trial = leaderboard.best
+            continue
+        whole, estimator, share = climbed
+        leaderboard = leaderboard.updated(whole)
+        # Others that saw a sample had their chance: there is time for one.
+        trial = next(item for item in leaderboard.ranked if item.status == "done")
+        if trial is whole and told.until_s is not None:
+            return SearchResult(
+                leaderboard=leaderboard,
+                trial=trial,
+                estimator=estimator,
+                problem=problem,
+                share=share,
+                train_only=True,
+            )
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
-    fitted = _fit(problem, trial, x, y, threads)
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem)
+    told_last = None if end is None or fit is not None else end.last_fit(trial)
+    fitted, part = _fitted(problem, trial, x, y, threads, told_last, fit)
+    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
 
 
-def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
+def _climb(
+    problem: Problem, arrays: Arrays, trial: Trial, told: LastFit, threads: int
+) -> tuple[Trial, Estimator, float] | Trial:
+    """A trial fitted on as many train rows as time allows, its estimator, and their share of train and validation rows; or the trial,
+    failed."""
+    cache = RowCache(arrays, problem.seed)
+    try:
+        hurry, share = told.pace(getattr(problem.build(trial.family, told.params), "quickest", 1.0))
+        widen = max(1.0, told.more * share)
+        outcome, estimator = run(
+            problem, arrays, trial.family, told.params, share, cache, told.until_s, threads, hurry, widen
+        )
+    except Exception as error:
+        # As on a worker: a configuration that fails is a finding, and there may be others.
+        reason = f"{type(error).__name__}: {error}"[:500]
+        return replace(trial, status="failed", error=reason, score=float("nan"))
+    better = replace(
+        trial,
+        status="done",
+        params={**told.params, **outcome.learned},
+        score=outcome.score,
+        train_score=outcome.train_score,
+        gap=outcome.gap,
+        fit_s=trial.fit_s + outcome.fit_s,
+        curve=(*trial.curve, (share, outcome.score)),
+        groups=outcome.groups,
+        wrongs=outcome.wrongs,
+        cost=outcome.cost,
+    )
+    seen = share * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
+    return better, estimator, seen
+
+
+def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
     """The winner's configuration on other rows, oldest first when there is an order.
 
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
-    return _fit(result.problem, result.trial, x, y)
+    return _fitted(result.problem, result.trial, x, y, threads, fit=result.fit)[0]
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
-    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: the result's own
-    estimator has learnt from them."""
+    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: as a rule the
+    result's own estimator has learnt from them."""
+    if result.train_only:
+        return result.estimator.predict(arrays.x_validation)
     return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
 
 
-def _fit(problem: Problem, trial: Trial, x: Floats, y: Floats, threads: int = 1) -> Estimator:
-    rows = chosen(len(y), float(trial.params.get("recent", 1.0)), 1.0, problem.seed)
+def _fitted(
+    problem: Problem,
+    trial: Trial,
+    x: Floats,
+    y: Floats,
+    threads: int = 1,
+    told: LastFit | None = None,
+    fit: Fit | None = None,
+) -> tuple[Estimator, float]:
+    """A trial's configuration on rows, or on the share of them that time allows."""
     estimator: Any = problem.build(trial.family, trial.params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
-    fitted: Estimator = estimator.fit(x[rows], y[rows])
-    return fitted
+    share = 1.0
+    if told is not None:
+        hurry, share = told.pace(getattr(estimator, "quickest", 1.0))
+        if hasattr(estimator, "hurry"):
+            estimator.hurry = hurry
+    recent = float(trial.params.get("recent", 1.0))
+    rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
+    fitted: Estimator = estimator.fit(x[rows], y[rows]) if fit is None else fit(estimator, x[rows], y[rows])
+    return fitted, share

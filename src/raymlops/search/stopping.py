@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlops.search.leaderboard import Trial
+from raymlops.search.leaderboard import Trial, standard_error
 from raymlops.search.objective import Mode
 
 _LEAST = 30
@@ -68,12 +68,6 @@ class Patience:
         mean, doubt = said.mean(axis=0), said.std(axis=0) + 1e-12
         z = (mean - best) / doubt
         return float(np.max((mean - best) * norm.cdf(z) + doubt * norm.pdf(z)))
-
-
-def standard_error(trial: Trial) -> float:
-    """Of a trial's score, from its groups of validation rows; NaN when it has none."""
-    groups = np.asarray([score for score in trial.groups if np.isfinite(score)])
-    return float(groups.std(ddof=1) / np.sqrt(len(groups))) if len(groups) > 1 else float("nan")
 
 
 def _matrix(trials: Sequence[Trial]) -> NDArray[np.float64]:

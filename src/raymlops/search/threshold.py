@@ -123,16 +123,26 @@ def choose_threshold(spec: ThresholdSpec, y: NDArray[Any], p: NDArray[Any], *, o
     return Threshold(value=float(cuts[best]), rule="f1", measure="f1", here=here, at_half=half, rows=n, note=note)
 
 
+def wrong_rows(costs: Costs, truth: NDArray[np.bool_], p: Floats, cut: float | None = None) -> Floats:
+    """What each row's answer costs, ``(n,)``; without a ``cut`` at the one that is cheapest on these rows."""
+    cut = _cheapest(costs, truth, p) if cut is None else cut
+    positive = p >= cut
+    return np.where(positive & ~truth, costs.false_positive, np.where(~positive & truth, costs.false_negative, 0.0))
+
+
+def _cheapest(costs: Costs, truth: NDArray[np.bool_], p: Floats) -> float:
+    cuts = _cuts(p)
+    missed, alarmed = _counts_below(p[truth], cuts), (~truth).sum() - _counts_below(p[~truth], cuts)
+    return float(cuts[int(np.argmin(costs.false_negative * missed + costs.false_positive * alarmed))])
+
+
 def _by_costs(costs: Costs, truth: NDArray[np.bool_], p: Floats, ordered: bool) -> Threshold:
     def rows(cut: float) -> Floats:
-        positive = p >= cut
-        return np.where(positive & ~truth, costs.false_positive, np.where(~positive & truth, costs.false_negative, 0.0))
+        return wrong_rows(costs, truth, p, cut)
 
     if not len(p):
         return Threshold(value=costs.best, rule="costs", note="No row to try it on.")
-    cuts = _cuts(p)
-    missed, alarmed = _counts_below(p[truth], cuts), (~truth).sum() - _counts_below(p[~truth], cuts)
-    cheapest = float(cuts[int(np.argmin(costs.false_negative * missed + costs.false_positive * alarmed))])
+    cheapest = _cheapest(costs, truth, p)
     saved = rows(costs.best) - rows(cheapest)
     value, note = costs.best, f"Elkan's threshold for these costs, {costs.best:.4g}."
     if len(p) > 1 and saved.mean() > _SURE * standard_error(saved, ordered=ordered):
