@@ -192,7 +192,7 @@ class TestOneSession:
         assert "it uses the other rows" in report.differences[0].cause
 
     def test_partitions_counted_in_spark_add_up_to_what_the_driver_counts(
-        self, session: tuple[SparkOnRay, Any], read: Read, tmp_path: Path
+        self, session: tuple[SparkOnRay, Any], tmp_path: Path
     ) -> None:
         """Features in Spark, the contract's encoding and the sketch's code in its workers: the reference's own counts, bit for
         bit, though their order and number are Spark's. docs/adr/0023 says why the reference is counted in the driver all the same."""
@@ -204,7 +204,9 @@ class TestOneSession:
         )
         given.to_parquet(tmp_path / "rows.parquet")
         source = FileSource(str(tmp_path / "rows.parquet"), label="y", engine="spark")
-        frame = read(source, with_half)
+        spark_on_ray, spark = session
+        prepared = with_features(read_source(spark, source), source, with_half).repartition(2)
+        frame = plain(pa.concat_tables(ray.get(spark_on_ray.step("handing over", lambda: to_arrow(prepared)))))
         contract = learn_contract(frame, "y")
         x = contract.encode(frame)
         sizes = {i: len(column.categories) for i, column in enumerate(contract.columns) if column.kind == "category"}
@@ -216,8 +218,6 @@ class TestOneSession:
                 part += Sketch.of(bins, contract.encode(plain(pa.Table.from_batches([batch]))))
             yield pa.RecordBatch.from_pydict({"part": [json.dumps(part.to_dict())]})
 
-        spark_on_ray, spark = session
-        prepared = with_features(read_source(spark, source), source, with_half).repartition(5)
         parts = spark_on_ray.step("counting", lambda: prepared.mapInArrow(count, "part string").collect())
         sketches = [Sketch.from_dict(json.loads(row["part"])) for row in parts]
         assert sum(part.rows > 0 for part in sketches) > 1
