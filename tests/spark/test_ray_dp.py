@@ -206,7 +206,7 @@ class TestOneSession:
         source = FileSource(str(tmp_path / "rows.parquet"), label="y", engine="spark")
         spark_on_ray, spark = session
         prepared = with_features(read_source(spark, source), source, with_half).repartition(2)
-        frame = plain(pa.concat_tables(ray.get(spark_on_ray.step("handing over", lambda: to_arrow(prepared)))))
+        frame = plain(*spark_on_ray.step("handing over", lambda: list(hand_over(prepared, str(tmp_path / "parts")))))
         contract = learn_contract(frame, "y")
         x = contract.encode(frame)
         sizes = {i: len(column.categories) for i, column in enumerate(contract.columns) if column.kind == "category"}
