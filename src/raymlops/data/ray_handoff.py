@@ -130,8 +130,10 @@ def read_parts(
 
     sets = []
     for node, numbers in by_node.items():
-        items = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
+        items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+        where: dict[str, Any] = (
+            {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
+        )
         sets.append(items.map_batches(read, batch_size=1, num_cpus=0.5, **where))
     return sets[0].union(*sets[1:]) if len(sets) > 1 else sets[0]
 
