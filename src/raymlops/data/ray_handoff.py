@@ -179,7 +179,7 @@ class _Job:
         conf = self._frame.sparkSession.conf
         try:
             told = "number int, rows long, node string"
-            before = conf.get(_BATCH)
+            before = str(conf.get(_BATCH))
             conf.set(_BATCH, str(self._batch_rows()))
             try:
                 rows = self._frame.mapInArrow(_writer(self._folder, self._packs), told).collect()
@@ -228,6 +228,7 @@ def _brought(part: Part, folder: str) -> pa.Table:
     if not part.node:
         raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
     there = NodeAffinitySchedulingStrategy(part.node, soft=False)
-    bring: Any = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(_taken)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there}
+    bring: Any = ray.remote(**options)(_taken)
     table: pa.Table = ray.get(bring.remote(path))
     return table
