@@ -228,7 +228,8 @@ def measure(way: str, rows: int, kind: str, rounds: int) -> dict[str, Any]:
         return {"failed": f"it did not finish {rounds + 1} rounds within {LIMIT_S} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no words"])[-1][:300]}
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    # A JVM may have the last word.
+    told: dict[str, Any] = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
     return told
 
 

@@ -130,8 +130,10 @@ def read_parts(
 
     sets = []
     for node, numbers in by_node.items():
-        items = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
+        items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+        where: dict[str, Any] = (
+            {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
+        )
         sets.append(items.map_batches(read, batch_size=1, num_cpus=0.5, **where))
     return sets[0].union(*sets[1:]) if len(sets) > 1 else sets[0]
 
@@ -177,7 +179,7 @@ class _Job:
         conf = self._frame.sparkSession.conf
         try:
             told = "number int, rows long, node string"
-            before = conf.get(_BATCH)
+            before = str(conf.get(_BATCH))
             conf.set(_BATCH, str(self._batch_rows()))
             try:
                 rows = self._frame.mapInArrow(_writer(self._folder, self._packs), told).collect()
@@ -226,6 +228,7 @@ def _brought(part: Part, folder: str) -> pa.Table:
     if not part.node:
         raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
     there = NodeAffinitySchedulingStrategy(part.node, soft=False)
-    bring: Any = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(_taken)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there}
+    bring: Any = ray.remote(**options)(_taken)
     table: pa.Table = ray.get(bring.remote(path))
     return table
