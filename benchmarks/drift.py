@@ -263,7 +263,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "raymlops-peers", help="peers' venvs")
     parser.add_argument("--seed", type=int, default=1000, help="first seed; others follow")
     parser.add_argument("--tools", default=",".join((OWN, *PACKAGES)), help="which to run")
-    parser.add_argument("--parts", default="flags,cpu,memory", help="what to run; only cpu needs a quiet machine. Empty: show what --results holds")
+    parser.add_argument(
+        "--parts",
+        default="flags,cpu,memory",
+        help="what to run; only cpu needs a quiet machine. Empty: show what --results holds",
+    )
     parser.add_argument("--results", type=Path, help="where to keep what is done, to go on from it")
     parser.add_argument("--minutes", type=float, default=1e6, help="of flags for a tool; run it again to go on")
     options = parser.parse_args()
