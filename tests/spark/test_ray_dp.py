@@ -317,6 +317,11 @@ class TestOneSession:
         assert len(plain(*hand_over(sorted_, spark_on_ray.folder()))) == 300
         twice = frame.select("s", frame["s"].alias("S"), *[frame[f"`int .{i}`"] for i in range(3)])
         assert pack(twice)[1] == ()
+        found = plain(*hand_over(twice, spark_on_ray.folder()))
+        assert list(found.columns) == ["s", "S", "int .0", "int .1", "int .2"]
+        assert found["s"].tolist() == found["S"].tolist()
+        with pytest.raises(DataError, match="More than one column is called 's'"):
+            list(hand_over(frame.select("s", "s"), spark_on_ray.folder()))
 
     def test_a_stream_for_ray_train_by_a_contract(self, session: tuple[SparkOnRay, Any]) -> None:
         spark_on_ray, spark = session

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from raymlops.data.arrays import Growing, training_arrays
+from raymlops.data.columns import encode_into
 from raymlops.data.handed import part_path, plain_texts, read_part, write_part
 from raymlops.data.packed import Pack, unpacked
+from raymlops.data.schema import DataContract, learn_contract
 from raymlops.errors import DataError
 
 
@@ -73,6 +77,12 @@ def test_codes_are_of_one_dictionary_whichever_block_comes_first(order: list[int
         ([table(["a"]), table(["a"], z=[1])], {}, "The blocks differ in columns 'z'"),
         ([table(["a"])], {"label": "m"}, "The rows have no column 'm'"),
         ([table(["a"])], {"texts": ("b",)}, "The rows have no column 'b'"),
+        ([table(["a"])], {"label": "c", "texts": ("c",)}, r"The label 'c' is to be left as text \(texts=\)"),
+        (
+            [pa.table({"at": pa.array([0], pa.timestamp("us"))})],
+            {"label": "at"},
+            "The label 'at' is a time: a label is",
+        ),
         ([table(["a"], z=[[1]])], {}, r"Column 'z' is of type list<.*>, which no model takes"),
         (
             [table([f"{i}-{j}" for j in range(400)]) for i in range(3)],
@@ -155,10 +165,39 @@ def test_packed_columns_come_back_as_they_were(tmp_path: Path, kind: str, width:
     np.testing.assert_array_equal(packed.label, single.label)
 
 
+def test_whole_numbers_that_doubles_may_not_hold_are_settled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = 2**60 + np.arange(500)
+    contract = learn_contract(pd.DataFrame({"id": ids, "y": ids % 2}), "y")
+    asked: list[int] = []
+    encode = DataContract.encode
+
+    def counted(self: DataContract, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+        asked.append(len(frame))
+        return encode(self, frame)
+
+    monkeypatch.setattr(DataContract, "encode", counted)
+    x = np.zeros((500, 1), dtype=np.float32)
+    assert not encode_into(contract, pa.RecordBatch.from_pydict({"id": ids}), x)
+    assert asked == [500]
+    np.testing.assert_array_equal(x[:, 0], ids.astype(np.float32))
+
+
 def test_bytes_that_are_no_arrays_are_refused() -> None:
     pack = Pack(name="p", kind="float32", columns=("a", "b", "c"))
     with pytest.raises(ValueError, match="5 bytes are not 1 of Spark's arrays of 3 float32"):
         pack.of_spark(pa.array([b"12345"], pa.binary()))
+
+
+def test_one_row_with_a_null_from_memory_that_may_not_be_written_to() -> None:
+    pack = Pack(name="p", kind="float32", columns=("a", "b", "c"))
+    batch = pa.RecordBatch.from_pydict({"p": as_spark_holds([[1.0, None, 3.0]], "float32")})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    received = pa.ipc.open_stream(pa.py_buffer(sink.getvalue().to_pybytes())).read_next_batch()
+    values = pack.of_spark(received.column(0))
+    made = training_arrays([pa.Table.from_arrays([values], schema=pa.schema([pack.field]))])
+    np.testing.assert_array_equal(made.x, [[1.0, np.nan, 3.0]])
 
 
 def test_infinities_in_packed_columns_count_as_missing() -> None:

@@ -64,7 +64,8 @@ def training_arrays(
 
     Raises
     ------
-    DataError : no rows, other columns than the first table has, a column of a type no model takes, more than 1,000 categories
+    DataError : no rows, other columns than the first table has, a column of a type no model takes, more than 1,000 categories,
+        a label that is a time or is to be left as text
     """
     filling: _Filling | None = None
     for table in tables:
@@ -165,6 +166,9 @@ class _Filling:
                 raise DataError(f"The rows have no column {name!r}.{nearest(name, kinds)}")
         self._schema, self._label = set(schema.names), label
         times = [n for n, kind in kinds.items() if pa.types.is_timestamp(kind) or pa.types.is_date(kind)]
+        if label is not None and (label in times or label in texts):
+            what = "is a time" if label in times else "is to be left as text (texts=)"
+            raise DataError(f"The label {label!r} {what}: a label is a number, a boolean or a category.")
         self._texts: dict[str, list[pa.Array]] = {name: [] for name in texts}
         self._times = {name: Growing(1, "int64") for name in times if name not in texts}
         self._names = [

@@ -7,6 +7,7 @@ bulk scoring accepts, refuses and encodes exactly what a request with the same v
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,7 +149,10 @@ def encode_into(contract: DataContract, batch: pa.RecordBatch, out: npt.NDArray[
     def decide(row: int) -> npt.NDArray[np.float32]:
         return contract.encode(batch.slice(row, 1).to_pandas())[0]
 
-    return _encode(contract, columns, decide, out=out).refused
+    def decide_all(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        return contract.encode(batch.take(pa.array(rows)).to_pandas())
+
+    return _encode(contract, columns, decide, out=out, decide_all=decide_all).refused
 
 
 # --- text ------------------------------------------------------------------------------------------------
@@ -244,6 +248,7 @@ def _encode(
     decide: Callable[[int], npt.NDArray[np.float32]],
     doubt: npt.NDArray[np.bool_] | None = None,
     out: npt.NDArray[np.float32] | None = None,
+    decide_all: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.float32]] | None = None,
 ) -> Encoded:
     rows = len(columns[0]) if columns else 0
     x = np.empty((rows, len(columns)), dtype=np.float32, order="C") if out is None else out
@@ -256,7 +261,12 @@ def _encode(
         vectors = {c.name: _vector(c, v) for c, v in zip(contract.columns, columns, strict=True) if c.name in looked_at}
         doubt |= broken_rows(contract, vectors, rows)
     refused: dict[int, str] = {}
-    for row in np.flatnonzero(doubt).tolist():
+    doubtful = np.flatnonzero(doubt)
+    if decide_all is not None and len(doubtful) > 1:  # a column of large whole numbers puts every row in doubt
+        with suppress(ContractViolation):
+            x[doubtful] = decide_all(doubtful)
+            return Encoded(x, refused)
+    for row in doubtful.tolist():
         try:
             x[row] = decide(row)
         except ContractViolation as error:

@@ -60,7 +60,8 @@ class Pack:
             if rows
             else np.empty((0, size), "u1")
         )
-        values = np.ascontiguousarray(raw[:, head : head + width * dtype.itemsize]).view(dtype)
+        # A copy also of one row, whose bytes are contiguous as they are: Arrow's memory is not to be written to.
+        values = raw[:, head : head + width * dtype.itemsize].copy().view(dtype)
         nulls = raw[:, _WORD:head]
         missing: npt.NDArray[np.bool_] | None = None
         if nulls.any():

@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ _STREAM_ROWS = 65_536
 _BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _BATCH_BYTES = 4 << 20
 _PLAIN_BYTES = 16
+_OPEN_ENDED = ("string", "binary", "array", "map", "struct")
+_STOP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +108,11 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
     names = tuple(frame.columns)
     with _Job(*pack(frame), folder) as job:
         job.ended.wait()
-        by_node: dict[str, list[int]] = {}
+        here, by_node = _here(), dict[str, list[int]]()
         for part in job.result():
             if part.rows:
-                by_node.setdefault(part.node, []).append(part.number)
+                node = here if os.path.exists(part_path(folder, part.number)) else _node_of(part, folder)
+                by_node.setdefault(node, []).append(part.number)
         if not by_node:
             raise DataError("No rows were handed over.")
         yield read_parts(by_node, folder, names, contract)
@@ -128,13 +131,14 @@ def read_parts(
                 rows = plain_texts(unpacked(table.slice(start, _STREAM_ROWS), names))
                 yield rows if contract is None else encoded(rows, contract)
 
-    sets = []
+    sets, here = [], _here()
     for node, numbers in by_node.items():
         items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         where: dict[str, Any] = (
             {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
         )
-        sets.append(items.map_batches(read, batch_size=1, num_cpus=0.5, **where))
+        # The driver's node may be one that has no CPUs to give.
+        sets.append(items.map_batches(read, batch_size=1, num_cpus=0 if node == here else 0.5, **where))
     return sets[0].union(*sets[1:]) if len(sets) > 1 else sets[0]
 
 
@@ -154,10 +158,19 @@ def encoded(table: pa.Table, contract: DataContract) -> pa.Table:
 
 
 class _Job:
-    """The Spark job that writes the partitions, in a thread of its own; the folder goes with it."""
+    """The Spark job that writes the partitions, in a thread of its own; the folder goes with it, on every node.
+
+    Raises
+    ------
+    DataError : two columns of one name
+    """
 
     def __init__(self, frame: DataFrame, packs: Sequence[Pack], folder: str) -> None:
         self._frame, self._packs, self._folder = frame, tuple(packs), folder
+        self._names, self._tag = list(frame.columns), f"handing over to {os.path.basename(folder)}"
+        twice = sorted({name for name in self._names if self._names.count(name) > 1})
+        if twice:
+            raise DataError(f"More than one column is called {twice[0]!r}: select or rename what you want of them.")
         self._parts: list[Part] = []
         self._failure: BaseException | None = None
         self.ended = threading.Event()
@@ -167,7 +180,12 @@ class _Job:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.ended.is_set():  # whoever took the rows has left: nobody reads what would still be written
+            with suppress(Exception):  # a session that is dead has nothing to stop
+                self._frame.sparkSession.sparkContext.cancelJobsWithTag(self._tag)
+            self.ended.wait(_STOP_S)
         shutil.rmtree(self._folder, ignore_errors=True)
+        _remove_elsewhere(self._folder)
 
     def result(self) -> list[Part]:
         """What was written, by number. Raises what the job raised."""
@@ -176,13 +194,20 @@ class _Job:
         return sorted(self._parts, key=lambda part: part.number)
 
     def _run(self) -> None:
-        conf = self._frame.sparkSession.conf
         try:
+            session, frame = self._frame.sparkSession, self._frame
+            conf = session.conf
+            session.sparkContext.addJobTag(self._tag)
+            if any("." in name for name in self._names) or len({name.lower() for name in self._names}) < len(
+                self._names
+            ):
+                # mapInArrow looks its columns up by name, where a dot means a field and case nothing.
+                frame = frame.toDF(*(f"c{index}" for index in range(len(self._names))))
             told = "number int, rows long, node string"
             before = str(conf.get(_BATCH))
             conf.set(_BATCH, str(self._batch_rows()))
             try:
-                rows = self._frame.mapInArrow(_writer(self._folder, self._packs), told).collect()
+                rows = frame.mapInArrow(_writer(self._folder, self._packs, self._names), told).collect()
             finally:
                 conf.set(_BATCH, before)
             self._parts = [Part(number=row.number, rows=row.rows, node=row.node) for row in rows]
@@ -192,13 +217,15 @@ class _Job:
             self.ended.set()
 
     def _batch_rows(self) -> int:
-        """Rows a batch, which each task holds twice: Spark's own 10,000 are few of a narrow table and too many of a wide one."""
+        """Rows a batch, which each task holds twice: Spark's own 10,000 are few of a narrow table and too many of a wide one.
+        Where texts may be of any length there are no more than those."""
         packed = {pack.name: np.dtype(pack.kind).itemsize * len(pack.columns) for pack in self._packs}
-        wide = sum(packed.get(name, _PLAIN_BYTES) for name in self._frame.columns)
-        return int(np.clip(_BATCH_BYTES // max(wide, 1), 512, 65_536))
+        wide = sum(packed.get(name, _PLAIN_BYTES) for name in self._names)
+        open_ended = any(name not in packed and kind.startswith(_OPEN_ENDED) for name, kind in self._frame.dtypes)
+        return int(np.clip(_BATCH_BYTES // max(wide, 1), 512, 10_000 if open_ended else 65_536))
 
 
-def _writer(folder: str, packs: Sequence[Pack]) -> Any:
+def _writer(folder: str, packs: Sequence[Pack], names: Sequence[str]) -> Any:
     """What Spark's Python workers run."""
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -208,7 +235,8 @@ def _writer(folder: str, packs: Sequence[Pack]) -> Any:
 
         context = TaskContext.get()
         number = 0 if context is None else context.partitionId()
-        rows = write_part(folder, number, batches, packs)
+        named = (pa.RecordBatch.from_arrays(batch.columns, names=list(names)) for batch in batches)
+        rows = write_part(folder, number, named, packs)
         told = {"number": [number], "rows": [rows], "node": [ray_node()]}
         yield pa.RecordBatch.from_pydict(told, pa.schema([("number", "i4"), ("rows", "i8"), ("node", "str")]))
 
@@ -225,10 +253,35 @@ def _brought(part: Part, folder: str) -> pa.Table:
     path = part_path(folder, part.number)
     if os.path.exists(path):
         return _taken(path)
-    if not part.node:
-        raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
-    there = NodeAffinitySchedulingStrategy(part.node, soft=False)
+    there = NodeAffinitySchedulingStrategy(_node_of(part, folder), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there}
     bring: Any = ray.remote(**options)(_taken)
     table: pa.Table = ray.get(bring.remote(path))
     return table
+
+
+def _node_of(part: Part, folder: str) -> str:
+    if not part.node:
+        path = part_path(folder, part.number)
+        raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
+    return part.node
+
+
+def _here() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _remove_elsewhere(folder: str) -> None:
+    """Take the folder from other machines; one that does not answer in time keeps it."""
+    if not ray.is_initialized():
+        return
+    alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    own = alive.get(_here())
+    others = {machine: node for node, machine in alive.items() if machine != own}
+    tasks = []
+    for node in others.values():
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        remove: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(shutil.rmtree)
+        tasks.append(remove.remote(folder, ignore_errors=True))
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks), timeout=_STOP_S)
