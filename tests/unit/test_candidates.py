@@ -85,6 +85,15 @@ def test_xgboost_finds_its_rounds_on_validation_rows_and_a_refit_keeps_them() ->
     np.testing.assert_allclose(again.predict(x), found.predict(x), atol=1e-6)
 
 
+def test_time_that_ends_in_the_first_round_leaves_a_model_of_one_round() -> None:
+    x, y = rows("binary")
+    estimator: Any = candidates.xgboost().build(dict(candidates.xgboost().start), "binary", 2, [2], seed=0)
+    estimator.until_s = 0.0
+    estimator.fit(x[:300], y[:300], x[300:], y[300:])
+    assert estimator.learned["rounds"] == 1
+    assert np.isfinite(estimator.predict(x)).all()
+
+
 @pytest.mark.parametrize("candidate", FAMILIES, ids=lambda c: c.name)
 def test_a_class_missing_from_the_training_rows_gets_no_probability(candidate: Any) -> None:
     x, y = rows("multiclass")

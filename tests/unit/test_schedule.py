@@ -212,9 +212,35 @@ def test_a_model_that_grows_with_its_rows_and_can_hurry_promises_more() -> None:
             pace.told(number, "f", share, 1.0, score, growing=growing, quickest=2.0 if growing else 1.0)
     fixed, grows = (pace.promise(number, 100.0) for number in range(2))
     assert (fixed, grows) == (pytest.approx(0.69 + 0.7 * 0.03), pytest.approx(0.69 + 0.9 * 0.03))
-    # Three times the rows take three times as long: in half of that, only the one that can hurry sees them all.
-    assert pace.promise(1, 1.5) == pytest.approx(grows)
-    assert pace.promise(0, 1.5) < fixed
+    # Three times the rows take a little more than three times as long: in half of that, only the one that can hurry sees them all.
+    assert pace.promise(1, 0.5 * 3**1.1) == pytest.approx(grows)
+    assert pace.promise(0, 0.5 * 3**1.1) < fixed
+
+
+def test_a_family_without_a_climb_is_expected_to_gain_what_others_gained() -> None:
+    pace = Pace(1.0)
+    for share, score in ((1 / 9, 0.70), (1 / 3, 0.74)):
+        pace.told(0, "climbed", share, 1.0, score)
+    pace.told(1, "young", 1 / 3, 1.0, 0.73, growing=True)
+    assert pace.unclimbed(1)
+    assert not pace.unclimbed(0)
+    assert pace.promise(1, 100.0) == pytest.approx(0.73 + 0.9 * 0.04)
+
+
+def test_within_a_budget_the_family_that_grows_climbs_once_whatever_the_others_score() -> None:
+    class Two(Numbers):
+        def ask(self) -> Proposal:
+            return replace(super().ask(), family=("grows", "fixed")[self.asked % 2])
+
+    plan = schedule(proposer=Two(), trials=None, deadline=1000.0, reserve=1.0)
+    for score, learned in ((0.8, {}), (0.7, {"rounds": 30})):
+        job = ordered(plan.order(0.0)).jobs[0]
+        assert job.rung == 0
+        plan.result(job.proposal.number, 0, replace(outcome(score), learned=learned))
+    job = ordered(plan.order(0.0)).jobs[0]
+    assert (job.proposal.family, job.rung) == ("grows", 1)
+    later = ordered(plan.order(0.0)).jobs[0]
+    assert later.rung == 0  # once: from here on by score
 
 
 def test_how_much_longer_more_rows_take_is_learnt_from_what_climbed() -> None:
@@ -339,7 +365,7 @@ def test_a_search_that_broke_off_goes_on_from_its_journal_and_the_next_starts_fr
     again = Journal(lake, "churn", "rows", "e2")
     board = Leaderboard(metric="roc_auc", mode="max", trials=second.board)
     again.open({"seed": 0})
-    again.close(board, second.points)
+    again.close(board, second.points, board.best)
     # Closed by e2: another event begins anew, with the promoted configuration first.
     third = searched(arrays, Journal(lake, "churn", "rows", "e3"), 2)
     assert dict(third.points[0]) == dict(second.points[board.best.number])
@@ -350,7 +376,7 @@ def test_a_search_for_another_metric_starts_without_what_the_last_one_found(tmp_
     journal = Journal(lake, "churn", "rows", "e1")
     journal.open({})
     trial = Trial(number=0, family="linear", params={}, score=0.8)
-    journal.close(Leaderboard(metric="roc_auc", mode="max", trials=(trial,)), {0: {"family": "linear"}})
+    journal.close(Leaderboard(metric="roc_auc", mode="max", trials=(trial,)), {0: {"family": "linear"}}, trial)
     (kept,) = journal.earlier("roc_auc", "max")
     assert kept == Earlier(point={"family": "linear"}, score=0.8, full=True)
     assert journal.earlier("log_loss", "min") == []

@@ -217,7 +217,7 @@ def hist_boosting(space: GivenSpace = None, *, name: str = "hist_boosting") -> F
 
 def defaults() -> tuple[Candidate, ...]:
     """The families a search tries when none are named."""
-    return (xgboost(), linear(), random_forest(), hist_boosting())
+    return (xgboost(), linear(), hist_boosting(), random_forest())
 
 
 class _Fixed:

@@ -159,7 +159,8 @@ class XGBoostEstimator:
             verbose_eval=False,
             callbacks=ends,
         )
-        kept = int(grown.best_iteration) + 1
+        best = grown.attr("best_iteration")  # there is none where the time ended in the first round
+        kept = grown.num_boosted_rounds() if best is None else int(best) + 1
         self.learned = {"rounds": kept}
         changed = {"learning_rate": self.hurry, "max_leaves": self.widen}
         self.learned |= {name: params[name] for name, by in changed.items() if by > 1.0 and name in params}

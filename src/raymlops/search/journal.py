@@ -17,7 +17,7 @@ from raymlops.search.selection import Outcome
 
 if TYPE_CHECKING:
     from raymlops.data.snapshot import Arrays
-    from raymlops.search.leaderboard import Leaderboard
+    from raymlops.search.leaderboard import Leaderboard, Trial
     from raymlops.search.objective import Mode
     from raymlops.search.selection import Problem
 
@@ -85,9 +85,8 @@ class Journal:
             return []
         return [Earlier(**item) for item in kept["trials"]]
 
-    def close(self, board: Leaderboard, points: Mapping[int, Mapping[str, Any]]) -> None:
+    def close(self, board: Leaderboard, points: Mapping[int, Mapping[str, Any]], chosen: Trial) -> None:
         """Leave what the search found to the next one, the promoted trial first."""
-        chosen = board.best
         ordered = [chosen, *(trial for trial in board.ranked if trial.number != chosen.number)][:_REMEMBERED]
         kept = [
             {"point": dict(points[trial.number]), "score": trial.score, "full": trial.status == "done"}

@@ -131,7 +131,8 @@ class Pace:
                 for before, after in self._steps(family)
                 if before.fit_s > _CLEAR_S
             ]
-            self._known["growth", family] = min(max(median(seen), 1.0), _MOST_GROWTH) if seen else _OVER_LINEAR
+            # Small fits are mostly what every fit costs, which says nothing of large ones.
+            self._known["growth", family] = min(max(median(seen), _OVER_LINEAR), _MOST_GROWTH) if seen else _OVER_LINEAR
         return float(self._known["growth", family])
 
     def last_s(self, number: int, family: str) -> float:
@@ -159,18 +160,23 @@ class Pace:
         over = min(max(1.0, self.last_s(number, family) / left), least**-growth)
         return LastFit(params=params, more=self.more(number), over=over, growth=growth, until_s=left)
 
+    def unclimbed(self, number: int) -> bool:
+        """The trial's model grows with its rows, and how much that gains no trial of its family has shown."""
+        return number in self._growing and not self._steps(self._family[number])
+
     def more(self, number: int) -> float:
         """All rows over those that a trial has seen."""
         return 1.0 if number in self._full or number not in self._fits else 1.0 / self._fits[number][-1].share
 
     def _gain(self, number: int) -> float:
-        """What the last step of three times the rows gained this trial, or its family's others; 0 when unknown."""
+        """What the last step of three times the rows gained this trial, else its family's others, else all others; 0 when unknown."""
         fits = self._fits[number]
         if len(fits) > 1:
             return max(0.0, fits[-1].score - fits[-2].score)
         family = self._family[number]
         if ("gain", family) not in self._known:
-            gains = [after.score - before.score for before, after in self._steps(family)]
+            steps = self._steps(family) or [step for other in set(self._family.values()) for step in self._steps(other)]
+            gains = [after.score - before.score for before, after in steps]
             self._known["gain", family] = max(0.0, median(gains)) if gains else 0.0
         return float(self._known["gain", family])
 

@@ -144,7 +144,7 @@ def search(
     if on_trial is not None and result.leaderboard is not leaderboard:
         on_trial(result.trial)
     if journal is not None:
-        journal.close(result.leaderboard, schedule.points)
+        journal.close(result.leaderboard, schedule.points, result.trial)
     return result
 
 

@@ -77,10 +77,11 @@ def run(
     widen: float = 1.0,
 ) -> tuple[Outcome, Estimator]:
     """:func:`run_trial`, and the estimator."""
+    # The first one of a family imports its engine, which is no part of the time by which other fits are planned.
+    estimator: Any = problem.build(family, params)
     started = time.perf_counter()
     recent = float(params.get("recent", 1.0))
     rows = cache.get(recent, share)
-    estimator: Any = problem.build(family, params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
     if hasattr(estimator, "once"):

@@ -280,6 +280,9 @@ class Schedule:
         """The best that may move up, from the highest rung down."""
         if self._must_finish(now) and (last := self._last_climb(now)) is not None:
             return last
+        first = self._first_climb(now)
+        if first is not None:
+            return first
         for rung in range(len(self.shares) - 2, -1, -1):
             scores = self._rungs[rung]
             best = sorted(scores, key=lambda number: -scores[number])[: len(scores) // REDUCTION]
@@ -289,6 +292,19 @@ class Schedule:
                     if self._fits_in(job, now):
                         self._promoted[rung].add(number)
                         return job
+        return None
+
+    def _first_climb(self, now: float) -> Job | None:
+        """Within a time budget the best of a family that grows with its rows moves up once, whatever the others have scored on
+        few rows: until then nothing is known of what it gains, and the last fit would go to whichever family climbed first."""
+        if self.deadline is None or len(self.shares) == 1:
+            return None
+        climbing = {job.proposal.family for job in self._running.values() if job.rung}
+        for number in sorted(self._rungs[0], key=lambda number: -self._rungs[0][number]):
+            known = number in self._promoted[0] or number in self._running
+            if not known and self._proposals[number].family not in climbing and self._pace.unclimbed(number):
+                self._promoted[0].add(number)
+                return self._job(self._proposals[number], 1, now)  # boosting ends by the clock, so it need not fit in
         return None
 
     def _last_climb(self, now: float) -> Job | None:

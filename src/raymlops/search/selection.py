@@ -413,10 +413,11 @@ def finish(
         leaderboard = leaderboard.updated(whole)
         # Others that saw a sample had their chance: there is time for one.
         trial = next(item for item in leaderboard.ranked if item.status == "done")
-        if trial is whole and told.until_s is not None:
+        # Where the climb used the time up, a better one could only be fitted in a hurry or on few rows.
+        if told.until_s is not None and (trial is whole or end.last_fit(trial).over > 1.0):
             return SearchResult(
                 leaderboard=leaderboard,
-                trial=trial,
+                trial=whole,
                 estimator=estimator,
                 problem=problem,
                 share=share,
