@@ -253,11 +253,16 @@ def _brought(part: Part, folder: str) -> pa.Table:
     path = part_path(folder, part.number)
     if os.path.exists(path):
         return _taken(path)
-    there = NodeAffinitySchedulingStrategy(_node_of(part, folder), soft=False)
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": there}
-    bring: Any = ray.remote(**options)(_taken)
+    bring: Any = _on(_node_of(part, folder), 1)(_taken)
     table: pa.Table = ray.get(bring.remote(path))
     return table
+
+
+def _on(node: str, retries: int) -> Any:
+    """Makes a function one that Ray runs there, without a CPU of its own."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": retries, "scheduling_strategy": there}
+    return ray.remote(**options)
 
 
 def _node_of(part: Part, folder: str) -> str:
@@ -280,8 +285,7 @@ def _remove_elsewhere(folder: str) -> None:
     others = {machine: node for node, machine in alive.items() if machine != own}
     tasks = []
     for node in others.values():
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        remove: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(shutil.rmtree)
+        remove: Any = _on(node, 0)(shutil.rmtree)
         tasks.append(remove.remote(folder, ignore_errors=True))
     if tasks:
         ray.wait(tasks, num_returns=len(tasks), timeout=_STOP_S)
