@@ -34,6 +34,7 @@ from raymlops.registry.package import download
 from raymlops.serving.analysis import VariantStats
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
+from raymlops.sketch.histogram import unpack_array
 from raymlops.sketch.observed import Observed, keys_of
 from raymlops.sketch.profile import with_score
 from raymlops.store import LabelRow, PredictionRow, Store
@@ -210,6 +211,19 @@ def run(prepared: Path, home: Path, kills: int) -> Ended:
     return Ended(Store(settings.store), said, reports)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Equal but for what rounding makes of sums over other groups: labels come in groups that hang on the kills."""
+    if isinstance(one, dict) and set(one) == {"dtype", "shape", "data"}:
+        return np.allclose(unpack_array(one), unpack_array(other), rtol=1e-9, atol=1e-12, equal_nan=True)
+    if isinstance(one, dict):
+        return set(one) == set(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.isclose(one, other, rtol=1e-9, atol=1e-12, equal_nan=True))
+    return bool(one == other)
+
+
 def test_a_hundred_kills_change_no_label_and_no_p_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path / "prepared")
     unbroken = run(tmp_path / "prepared", tmp_path / "unbroken", 0)
@@ -226,13 +240,13 @@ def test_a_hundred_kills_change_no_label_and_no_p_value(tmp_path: Path, capsys: 
     assert broken.watch["cursor"] == taken[-1].seq
 
     for part in ("watcher", "insight", "insight_of_version", "last", "stands"):
-        assert broken.watch[part] == unbroken.watch[part], part
-    assert broken.store.get(JUDGED, NAME) == unbroken.store.get(JUDGED, NAME)
+        assert same(broken.watch[part], unbroken.watch[part]), (part, broken.watch[part], unbroken.watch[part])
+    assert same(broken.store.get(JUDGED, NAME), unbroken.store.get(JUDGED, NAME))
     # Evidence, loss, estimate, diagnosis and all: the clock of each life goes on from the rows, so the times are the same too.
     assert set(broken.reports) == set(unbroken.reports)
     moved = 0
     for window, (report, *_) in unbroken.reports.items():
-        assert all(again == report for again in broken.reports[window]), f"window {window}"
+        assert all(same(again, report) for again in broken.reports[window]), (window, broken.reports[window], report)
         moved += any(item["drifted"] for item in report["evidence"])
     assert moved > 2
     assert EventLog(broken.store).verify() > 0
