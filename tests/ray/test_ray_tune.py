@@ -60,8 +60,8 @@ def test_a_search_tries_every_family_and_finds_the_recent_window(ray_cluster: Se
     assert [first[number].family for number in range(5)] == [
         "xgboost",
         "linear",
-        "random_forest",
         "hist_boosting",
+        "random_forest",
         "xgboost",
     ]
     start = dict(candidates.xgboost().start)
