@@ -80,7 +80,8 @@ def _read_jdbc(spark: SparkSession, source: SQLSource) -> DataFrame:
     if source.driver is not None:
         options["driver"] = source.driver
     if source.partition is not None and source.partitions > 1:
-        dialect: Any = spark._jvm.org.apache.spark.sql.jdbc.JdbcDialects.get(options["url"])  # type: ignore[union-attr]
+        jvm: Any = spark._jvm
+        dialect = jvm.org.apache.spark.sql.jdbc.JdbcDialects.get(options["url"])
         column = dialect.quoteIdentifier(source.partition)
         ends = f"(SELECT min({column}) AS low, max({column}) AS high FROM {source.statement}) AS ends"
         low, high = spark.read.format("jdbc").options(**{**options, "dbtable": ends}).load().collect()[0]

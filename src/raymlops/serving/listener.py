@@ -105,10 +105,10 @@ class FastProtocol(GuardedProtocol):
     def on_headers_complete(self) -> None:
         cycle: Any = self.cycle
         if (self.url in self.urls) and (cycle is None or cycle.response_complete):
-            call = self._plain()
+            call: Any = self._plain()  # stands in for uvicorn's own cycle
             if call is not None:
                 self.head_ends()
-                self.cycle = call  # type: ignore[assignment]
+                self.cycle = call
                 return
         self._usual_way()
 
@@ -155,7 +155,8 @@ class FastProtocol(GuardedProtocol):
         call: Any = self.cycle
         if type(call) is _Call and call.more_body and self.parser is not None and self._open():
             # The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits.
-            self.cycle = None  # type: ignore[assignment]
+            none: Any = None  # as before a first request, which uvicorn's type leaves out
+            self.cycle = none
             self._usual_way()
             super().on_body(call.body)
 

@@ -6,6 +6,7 @@ against challenger, one decision at a time (:mod:`raymlops.serving.rollout`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -25,7 +26,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(ABC):
     """What every policy has.
 
     Attributes
@@ -74,9 +75,9 @@ class Rules:
             raise ConfigError(f"approval={self.approval!r} is unknown: give 'auto' or 'manual'.")
 
     @property
+    @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """What the challenger goes through before it is the champion."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
