@@ -94,7 +94,7 @@ def main() -> None:
     times, curve = [], []
     for at, trial in leaders(seen, result):
         started = time.monotonic()
-        model = refit(replace(result, trial=trial), x[order], y[order], threads=2)
+        model = refit(replace(result, trial=trial), x[order], y[order])
         times.append(at + time.monotonic() - started)
         curve.append(model.predict(test))
     facts: dict[str, Any] = {

@@ -217,6 +217,22 @@ def test_a_model_that_grows_with_its_rows_and_can_hurry_promises_more() -> None:
     assert pace.promise(0, 0.5 * 3**1.1) < fixed
 
 
+def test_a_window_of_the_past_is_planned_with_its_own_rows_not_with_all() -> None:
+    pace = Pace(1.0)
+    pace.told(0, "f", 1 / 9, 1.0, 0.70, reach=0.25)
+    pace.told(1, "f", 1 / 9, 1.0, 0.70)
+    assert pace.last_s(0, "f") == pytest.approx(2.25**1.1)
+    assert pace.last_s(1, "f") == pytest.approx(9**1.1)
+    # A third of all rows is more than the window holds: the trial is complete there.
+    pace.told(0, "f", 1 / 3, 2.0, 0.73, full=True, reach=0.25)
+    assert pace.last_s(0, "f") == pytest.approx(2.0)
+    late = pace.last_fit(0, "f", {}, 1.0, 1 / 9)
+    assert late.pace(1.0) == (1.0, pytest.approx(0.25 * 0.5 ** (1 / late.growth)))
+    assert late.pace(2.0) == (2.0, 0.25)
+    assert late.more == pytest.approx(4.0)
+    assert pace.last_fit(0, "f", {}, 0.001, 1 / 9).pace(1.0)[1] == pytest.approx(1 / 9)
+
+
 def test_a_family_without_a_climb_is_expected_to_gain_what_others_gained() -> None:
     pace = Pace(1.0)
     for share, score in ((1 / 9, 0.70), (1 / 3, 0.74)):
@@ -260,8 +276,18 @@ def test_a_search_that_has_no_trial_yet_goes_on_past_its_time() -> None:
     plan = schedule(trials=None, deadline=1.0)
     ordered(plan.order(0.0))
     assert not plan.overdue(5.0)
-    plan.result(0, 0, outcome(0.5))
+    plan.failure(0, "ValueError: no")
+    assert not plan.overdue(5.0)
+    ordered(plan.order(0.5))
+    plan.result(1, 0, outcome(0.5))
     assert plan.overdue(5.0)
+
+
+def test_a_failure_leaves_the_next_one_the_right_to_run_on() -> None:
+    plan = schedule(trials=None, deadline=1.0)
+    ordered(plan.order(0.0))
+    plan.failure(0, "ValueError: no")
+    assert ordered(plan.order(0.5)).jobs[0].stop_s is None
 
 
 def test_before_time_runs_out_the_best_so_far_is_fitted_on_all_rows() -> None:

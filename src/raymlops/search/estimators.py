@@ -133,6 +133,11 @@ class XGBoostEstimator:
             self._params["eval_metric"] = _WATCHED[metric]
 
     def fit(self, x: Floats, y: Floats, x_val: Floats | None = None, y_val: Floats | None = None) -> XGBoostEstimator:
+        # XGBoost takes no more threads than OpenMP's own limit, which Ray sets to 1 in its workers and jobs.
+        with threadpool_limits(self.threads if self.threads > 1 else None, user_api="openmp"):
+            return self._fit(x, y, x_val, y_val)
+
+    def _fit(self, x: Floats, y: Floats, x_val: Floats | None, y_val: Floats | None) -> XGBoostEstimator:
         bins, params = self.bins, self.settings()
         ends: list[Any] = [] if self.until_s is None else [_Until(self.until_s)]
         train = self.once(("train", bins, self.categorical), lambda: self._matrix(x, y, bins))

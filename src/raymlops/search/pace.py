@@ -35,10 +35,11 @@ class LastFit:
     Attributes
     ----------
     params : of the proposal, without what a fit on fewer rows has fixed
-    more : times the rows that the trial has seen
-    over : times the time left that it would take on all rows; 1 when it fits in
+    more : all rows over those that the trial has seen
+    over : times the time left that it would take on all its rows; 1 when it fits in
     growth : power of the rows with which its time grows
     until_s : boosting must end after this time; ``None`` without a time budget
+    reach : share of all rows that the trial asks for, under 1 for a window of the newest
     """
 
     params: Mapping[str, Any]
@@ -46,15 +47,16 @@ class LastFit:
     over: float = 1.0
     growth: float = _OVER_LINEAR
     until_s: float | None = None
+    reach: float = 1.0
 
     def pace(self, quickest: float) -> tuple[float, float]:
-        """How many times faster than asked for to learn, at most ``quickest``, and then on which share of the rows.
+        """How many times faster than asked for to learn, at most ``quickest``, and then on which share of all rows.
 
         >>> LastFit(params={}, over=8.0, growth=1.0).pace(2.0)
         (2.0, 0.25)
         """
         hurry = min(self.over, max(1.0, quickest))
-        return hurry, (hurry / self.over) ** (1.0 / self.growth)
+        return hurry, self.reach * (hurry / self.over) ** (1.0 / self.growth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Pace:
         self._last = last
         self._fits: dict[int, list[_Fit]] = {}
         self._family: dict[int, str] = {}
+        self._reach: dict[int, float] = {}
         self._full: set[int] = set()
         self._growing: set[int] = set()
         self._quickest: dict[int, float] = {}
@@ -93,6 +96,7 @@ class Pace:
         full: bool = False,
         growing: bool = False,
         quickest: float = 1.0,
+        reach: float = 1.0,
     ) -> None:
         """One fit of a trial ended.
 
@@ -101,8 +105,10 @@ class Pace:
         full : on all the rows it asks for
         growing : it finds its own size, as boosting with early stopping does
         quickest : times faster that it could learn, see :meth:`LastFit.pace`
+        reach : share of all rows that the trial asks for: ``share`` holds no more of them
         """
-        self._quickest[number] = quickest
+        share = min(share, reach)
+        self._quickest[number], self._reach[number] = quickest, reach
         if growing:
             self._growing.add(number)
         self._family[number] = family
@@ -116,7 +122,7 @@ class Pace:
         """Seconds of a fit: by what this trial took on fewer rows, else by its family; ``None`` when nothing is known of that."""
         if number in self._fits:
             before = self._fits[number][-1]
-            return float(before.fit_s * (share / before.share) ** self.growth(family))
+            return float(before.fit_s * (min(share, self._reach[number]) / before.share) ** self.growth(family))
         known = {at: median(times) for (name, at), times in self._recent.items() if name == family}
         if not known:
             return None
@@ -136,7 +142,7 @@ class Pace:
         return float(self._known["growth", family])
 
     def last_s(self, number: int, family: str) -> float:
-        """Seconds of a last fit on all rows; 0 when nothing is known."""
+        """Seconds of a last fit on all its rows; 0 when nothing is known."""
         return self._last * (self.expect(number, family, 1.0) or 0.0)
 
     def promise(self, number: int, seconds: float) -> float:
@@ -151,14 +157,19 @@ class Pace:
         needed = self.last_s(number, family) / self._quickest[number]
         flatter = _FLATTER_GROWING if number in self._growing else _FLATTER
         able = 1.0 if needed <= seconds else (seconds / needed) ** (1.0 / self.growth(family))
-        steps = max(0.0, math.log(able / latest.share) / math.log(REDUCTION))
+        steps = max(0.0, math.log(able * self._reach[number] / latest.share) / math.log(REDUCTION))
         return latest.score + self._gain(number) * flatter * (1.0 - flatter**steps) / (1.0 - flatter)
 
     def last_fit(self, number: int, family: str, params: Mapping[str, Any], left: float, least: float) -> LastFit:
-        """How a trial's configuration is fitted in ``left`` seconds, on no smaller share than ``least``."""
-        growth = self.growth(family)
-        over = min(max(1.0, self.last_s(number, family) / left), least**-growth)
-        return LastFit(params=params, more=self.more(number), over=over, growth=growth, until_s=left)
+        """How a trial's configuration is fitted in ``left`` seconds, on no smaller share of all rows than ``least``."""
+        growth, reach = self.growth(family), self._reach.get(number, 1.0)
+        most = max(1.0, reach / least) ** growth
+        over = min(max(1.0, self.last_s(number, family) / left), most)
+        return LastFit(params=params, more=self.more(number), over=over, growth=growth, until_s=left, reach=reach)
+
+    def reach(self, number: int) -> float:
+        """Share of all rows that a trial asks for."""
+        return self._reach.get(number, 1.0)
 
     def unclimbed(self, number: int) -> bool:
         """The trial's model grows with its rows, and how much that gains no trial of its family has shown."""
@@ -166,7 +177,7 @@ class Pace:
 
     def more(self, number: int) -> float:
         """All rows over those that a trial has seen."""
-        return 1.0 if number in self._full or number not in self._fits else 1.0 / self._fits[number][-1].share
+        return 1.0 / self._fits[number][-1].share if number in self._fits else 1.0
 
     def _gain(self, number: int) -> float:
         """What the last step of three times the rows gained this trial, else its family's others, else all others; 0 when unknown."""

@@ -151,6 +151,11 @@ class Schedule:
         """What the sampler drew, by number of trial."""
         return {number: proposal.point for number, proposal in self._proposals.items()}
 
+    @property
+    def _found(self) -> bool:
+        """One trial at least gave a model."""
+        return any(trial.status != "failed" for trial in self.ended.values())
+
     # --- what a worker asks ---------------------------------------------------------------------------------
 
     def order(self, now: float) -> Order | Wait | Finished:
@@ -196,6 +201,7 @@ class Schedule:
             full=outcome.full,
             growing="rounds" in outcome.learned,
             quickest=self.quickest(proposal),
+            reach=float(proposal.params.get("recent", 1.0)),
         )
         # A short window of the past may be complete on a low rung: it need not be fitted again to stand on the top one.
         top = len(self.shares) - 1 if outcome.full else rung
@@ -379,7 +385,7 @@ class Schedule:
         left = max(0.0, self.deadline - now)
         until = max(0.1, min(self._left(now), left / (1.0 + self.reserve)))
         # The first of a search may run on past its time, since a search without one trial is of no use.
-        stop = max(0.0, self._left(now)) + _GRACE_S if self.ended or self._running else None
+        stop = max(0.0, self._left(now)) + _GRACE_S if self._found or self._running else None
         return Job(proposal=proposal, rung=rung, share=self.shares[rung], limit_s=limit, until_s=until, stop_s=stop)
 
     def _expect(self, job: Job) -> float | None:
@@ -403,13 +409,13 @@ class Schedule:
         """How a trial's configuration can be fitted by the deadline."""
         proposal = self._proposals[number]
         if self.deadline is None:
-            return LastFit(params=proposal.params, more=self._pace.more(number))
+            return LastFit(params=proposal.params, more=self._pace.more(number), reach=self._pace.reach(number))
         left = _FITTING * max(_LEAST_S, self.deadline - now)
         return self._pace.last_fit(number, proposal.family, proposal.params, left, self.shares[0])
 
     def overdue(self, now: float) -> bool:
         """The time for trials is used; never before a first one has ended, since a search without one would be of no use."""
-        return self.deadline is not None and bool(self.ended) and self._left(now) <= 0
+        return self.deadline is not None and self._found and self._left(now) <= 0
 
     def _room(self) -> int:
         """At most so many fits in one order: the rest of the search is spread over all workers."""

@@ -370,6 +370,7 @@ class SearchResult:
     ----------
     share : of those rows that the estimator has learnt from; under 1 where the time budget left none for all of them
     train_only : the estimator has learnt from train rows alone, for the same reason
+    threads : for fits of the same configuration on other rows
     fit : fits a built estimator on rows, where one worker does not hold them; ``None`` fits here
     """
 
@@ -379,6 +380,7 @@ class SearchResult:
     problem: Problem
     share: float = 1.0
     train_only: bool = False
+    threads: int = 1
     fit: Fit | None = None
 
 
@@ -422,12 +424,21 @@ def finish(
                 problem=problem,
                 share=share,
                 train_only=True,
+                threads=threads,
             )
     x = np.concatenate([arrays.x_train, arrays.x_validation])
     y = np.concatenate([arrays.y_train, arrays.y_validation])
     told_last = None if end is None or fit is not None else end.last_fit(trial)
     fitted, part = _fitted(problem, trial, x, y, threads, told_last, fit)
-    return SearchResult(leaderboard=leaderboard, trial=trial, estimator=fitted, problem=problem, share=part, fit=fit)
+    return SearchResult(
+        leaderboard=leaderboard,
+        trial=trial,
+        estimator=fitted,
+        problem=problem,
+        share=part,
+        threads=threads,
+        fit=fit,
+    )
 
 
 def _climb(
@@ -459,16 +470,16 @@ def _climb(
         wrongs=outcome.wrongs,
         cost=outcome.cost,
     )
-    seen = share * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
+    seen = share / told.reach * len(arrays.y_train) / (len(arrays.y_train) + len(arrays.y_validation))
     return better, estimator, seen
 
 
-def refit(result: SearchResult, x: Floats, y: Floats, *, threads: int = 1) -> Estimator:
+def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
     """The winner's configuration on other rows, oldest first when there is an order.
 
     Rounds of boosting stay those that the search found; ``recent`` applies to these rows.
     """
-    return _fitted(result.problem, result.trial, x, y, threads, fit=result.fit)[0]
+    return _fitted(result.problem, result.trial, x, y, result.threads, fit=result.fit)[0]
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
@@ -488,16 +499,16 @@ def _fitted(
     told: LastFit | None = None,
     fit: Fit | None = None,
 ) -> tuple[Estimator, float]:
-    """A trial's configuration on rows, or on the share of them that time allows."""
+    """A trial's configuration on the rows it asks for, or on the share of those that time allows; and that share."""
     estimator: Any = problem.build(trial.family, trial.params)
     if hasattr(estimator, "threads"):
         estimator.threads = threads
-    share = 1.0
+    recent, part = float(trial.params.get("recent", 1.0)), 1.0
     if told is not None:
         hurry, share = told.pace(getattr(estimator, "quickest", 1.0))
+        part = min(1.0, share / recent)
         if hasattr(estimator, "hurry"):
             estimator.hurry = hurry
-    recent = float(trial.params.get("recent", 1.0))
-    rows = chosen(len(y), recent, min(1.0, share / recent), problem.seed)
+    rows = chosen(len(y), recent, part, problem.seed)
     fitted: Estimator = estimator.fit(x[rows], y[rows]) if fit is None else fit(estimator, x[rows], y[rows])
-    return fitted, share
+    return fitted, part
