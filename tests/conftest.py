@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from raymlops.clock import ManualClock
 from raymlops.settings import Settings
-from raymlops.store import Store, metadata
+from raymlops.store import Store
+from raymlops.store_tables import metadata
 
 
 def free_port() -> int:

@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from raymlops.errors import HistoryTampered
-from raymlops.store import Store, events
+from raymlops.store import Store
+from raymlops.store_tables import events
 
 GENESIS = "0" * 64
 

@@ -12,7 +12,8 @@ from raymlops.blocks import Block
 from raymlops.clock import ManualClock
 from raymlops.errors import HistoryTampered, RunInProgress
 from raymlops.events import EventLog
-from raymlops.store import LabelRow, PredictionRow, Store, events
+from raymlops.store import LabelRow, PredictionRow, Store
+from raymlops.store_tables import events
 
 
 def served(request_id: str, row_index: int = 0, score: float = 0.5) -> PredictionRow:

@@ -20,6 +20,7 @@ from tests.conftest import free_port
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ROW = {"hour": 17.5, "demand": 0.7, "transfer": 0.45, "day": "workday"}
+ORDER = {"price": 80.0, "age": 30.0, "speed": 0.5}
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -88,9 +89,9 @@ class Cluster:
         self._log.close()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
     yield made
     made.stop()
 
@@ -105,7 +106,7 @@ def test_as_a_command_in_the_foreground(tmp_path: Path) -> None:
     environ = environment(tmp_path, RAYMLOPS_RAY_ADDRESS="local")
     log = (tmp_path / "run.log").open("w+")
     process = subprocess.Popen(
-        ["raymlops", "run", "examples/electricity.py:pipeline"],
+        ["raymlops", "run", "tests/e2e/orders.py:pipeline"],
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environ,
@@ -114,11 +115,11 @@ def test_as_a_command_in_the_foreground(tmp_path: Path) -> None:
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        url = f"http://127.0.0.1:{environ['RAYMLOPS_HTTP_PORT']}/electricity/predict"
+        url = f"http://127.0.0.1:{environ['RAYMLOPS_HTTP_PORT']}/orders/predict"
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                answer = httpx.post(url, json={"rows": [ROW]}, timeout=5, trust_env=False)
+                answer = httpx.post(url, json={"rows": [ORDER]}, timeout=5, trust_env=False)
                 if answer.is_success:
                     break
             except httpx.HTTPError:
@@ -133,8 +134,8 @@ def test_as_a_command_in_the_foreground(tmp_path: Path) -> None:
             log.close()
 
 
-def test_as_a_ray_job(cluster: Cluster, tmp_path: Path) -> None:
-    environ = {**cluster.environ, "RAYMLOPS_HOME": str(tmp_path), "RAY_ADDRESS": cluster.jobs_url}
+def test_as_a_ray_job_it_outlives_its_driver_and_obeys_other_processes(cluster: Cluster) -> None:
+    environ = cluster.environ
     variables = json.dumps({"env_vars": {key: environ[key] for key in ("RAYMLOPS_HOME", "RAYMLOPS_HTTP_PORT")}})
     command = [
         "ray",
@@ -148,15 +149,9 @@ def test_as_a_ray_job(cluster: Cluster, tmp_path: Path) -> None:
         sys.executable,
         "electricity.py",
     ]
-    done = call(environ, *command)
+    done = call({**environ, "RAY_ADDRESS": cluster.jobs_url}, *command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "version 1 says" in done.stdout
-
-
-def test_detached_it_outlives_its_driver_and_obeys_other_processes(cluster: Cluster) -> None:
-    environ = cluster.environ
-    done = call(environ, "raymlops", "run", "--detach", "examples/electricity.py:pipeline")
-    assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(call(environ, "raymlops", "predict", "electricity", json.dumps([ROW])).stdout)
     assert answer["version"] == 1
     assert len(answer["predictions"]) == 1
@@ -177,6 +172,14 @@ def test_detached_it_outlives_its_driver_and_obeys_other_processes(cluster: Clus
         assert call(environ, "raymlops", "rollback", "electricity").returncode == 0
         again = json.loads(call(environ, "raymlops", "predict", "electricity", json.dumps([ROW])).stdout)
         assert again["version"] == 1
+
+
+def test_detached_it_joins_the_cluster_and_is_left_there(cluster: Cluster) -> None:
+    done = call(cluster.environ, "raymlops", "run", "--detach", "tests/e2e/orders.py:pipeline")
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(call(cluster.environ, "raymlops", "predict", "orders", json.dumps([ORDER])).stdout)
+    assert answer["version"] == 1
+    assert len(answer["predictions"]) == 1
 
 
 def _serve_and_label(url: str, rows: int) -> None:

@@ -7,7 +7,8 @@ import json
 import sqlalchemy as sa
 
 from raymlops.errors import StoreError
-from raymlops.store import Store, documents
+from raymlops.store import Store
+from raymlops.store_tables import documents
 
 tables = sa.MetaData()
 

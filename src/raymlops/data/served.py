@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from raymlops.data.sources import check_names
 from raymlops.errors import ConfigError, DataError
 from raymlops.lake import Lake
-from raymlops.store import Store, labels
+from raymlops.store import Store
+from raymlops.store_tables import labels
 
 PREFIX = "served"
 ARRIVED = "__arrived"
