@@ -28,11 +28,12 @@ from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_fr
 from raymlops.data.snapshot_origin import Origin
 from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
-from raymlops.errors import AssessmentFailed, ContractViolation, GateRefused, RaymlopsError
+from raymlops.errors import AssessmentFailed, ContractViolation, GateRefused, RaymlopsError, SparkUnavailable
 from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
+from raymlops.loop.held_period import HeldOutModel, PeriodWork, count_period, period_work
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
@@ -47,11 +48,13 @@ from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.decision import Decision, decide
 from raymlops.search.journal import Journal
-from raymlops.search.selection import Search, SearchResult, refit, unseen_validation
+from raymlops.search.selection import Search, SearchResult, before_validation, refit
 from raymlops.search.threshold import require_binary
 from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
+from raymlops.sketch.period import PeriodPart
+from raymlops.sketch.profile import Profile
 from raymlops.store import Lease, Store
 
 LEASE_S = 60.0
@@ -361,7 +364,8 @@ class Turn:
         self, folder: Path, arrays: Arrays, snapshot: DatasetSnapshot, result: SearchResult, event_id: str
     ) -> _Judged:
         spec = self.pipeline.search
-        unseen = unseen_validation(result, arrays)
+        before = before_validation(result, arrays)
+        unseen = before.predict(arrays.x_validation)
         decision = decide(
             result,
             arrays,
@@ -395,7 +399,33 @@ class Turn:
         )
         report = evaluate(self.pipeline.gate, evidence)
         self.events.append(self.pipeline.name, "gated", {"event_id": event_id, **report.to_dict()})
-        return _Judged(report=report, evidence=evidence, decision=decision, reference=reference)
+        model = HeldOutModel(
+            before=before,
+            after=result.estimator,
+            decision=decision,
+            validation=len(arrays.y_validation),
+            multiclass=snapshot.contract.task == "multiclass",
+        )
+        return _Judged(report=report, evidence=evidence, decision=decision, reference=reference, model=model)
+
+    def _period(self, snapshot: DatasetSnapshot, arrays: Arrays, model: HeldOutModel) -> Profile | None:
+        """All held-out rows counted, when there are more of them than a reference keeps and the monitor compares with them."""
+        work = period_work(self.lake, snapshot, arrays, model) if self.pipeline.monitor.reference == "period" else None
+        if work is None:
+            return None
+        self.progress.note(f"counting {work.rows:,} held-out rows for the monitor")
+        # Where Spark prepared the rows there is a Java, and may be more machines than this one.
+        elsewhere = None if self.spark is None else self._count_in_spark
+        return count_period(work, arrays, snapshot.split.ordered, elsewhere)
+
+    def _count_in_spark(self, work: PeriodWork) -> PeriodPart | None:
+        from raymlops.loop.ray_period import count_in_spark
+
+        try:
+            return count_in_spark(work, self.settings, self.progress.note)
+        except SparkUnavailable as error:
+            self.progress.note(f"{error.message} Counting here, which gives the same.")
+            return None
 
     def _champion(self) -> ModelVersion | None:
         body = self.store.get("loop", self.pipeline.name)
@@ -495,6 +525,7 @@ class Turn:
             metadata,
             self.raw,
             decision=judged.decision,
+            profile=self._period(snapshot, arrays, judged.model),
             extras=card,
         )
         key = f"packages/{self.pipeline.name}/{event_id}"
@@ -534,6 +565,7 @@ class _Judged:
     evidence: GateEvidence
     decision: Decision
     reference: Reference
+    model: HeldOutModel
 
 
 def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
