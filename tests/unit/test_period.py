@@ -70,11 +70,11 @@ def test_memory_tells_a_rhythm_apart_by_how_many_rows_are_averaged() -> None:
     plan = planned(period())
     memory = plan.profile(counted(parts(plan, period())), ordered=True).memory
     assert memory is not None
-    assert memory.lengths.tolist() == [64, 128, 256, 512, 1024]
+    assert memory.lengths.tolist() == [64 << i for i in range(8)]  # 40 blocks up to 1,024 rows, and on to a quarter
     free, regressive, daily, category, gone = memory.longest
     assert free < 1.5
     assert 7.0 < regressive < 13.0  # (1 + phi) / (1 - phi) = 9
-    assert memory.of_mean(64)[2] < 40 < memory.of_mean(1000)[2] == daily
+    assert memory.of_mean(64)[2] < 40 < memory.of_mean(1000)[2] < daily
     assert category > 100
     assert gone < 1.5
     assert memory.of_rate(1000).max() < 1.5
@@ -95,6 +95,19 @@ def test_the_combination_of_columns_that_remembers_longest() -> None:
     (free_time, free_joint), (weak_time, weak_joint) = found
     assert max(free_time, free_joint) < 2.5
     assert weak_joint > 4 * weak_time
+
+
+def test_a_rhythm_longer_than_the_period_is_taken_to_go_on() -> None:
+    rng = np.random.default_rng(6)
+    x = np.column_stack((np.sin(np.arange(20_000) / 8_000) + rng.normal(size=20_000), rng.normal(size=20_000)))
+    x = x.astype(np.float32)
+    plan = PeriodPlan.learn(x[::2], ("a", "b"), {})
+    memory = plan.profile(counted(parts(plan, x)), ordered=True).memory
+    assert memory is not None
+    assert memory.lengths[-1] == 4096
+    rising, free = memory.times.T
+    assert rising[-1] > 10 * rising[2]  # the blocks that could be counted had 256 rows at most
+    assert free[-1] < 1.5
 
 
 def test_rows_without_an_order_have_no_memory() -> None:

@@ -3,8 +3,8 @@
 Everything that is added up is a whole number, so that any partition of the chunks, counted anywhere and added in any order,
 gives the same bits. Autocorrelation times come from sums over blocks of rows of each value's *cell*, which is its rank as far as
 the borders tell ranks apart: ``b * var(means of b rows) / var(rows)`` for blocks of 64 rows and of each doubling that leaves
-40 of them (integrated autocorrelation time by batch means). A rhythm that is shorter than the period shows in them; the time
-that a test needs is that of blocks as long as what it averages.
+40 of them (integrated autocorrelation time by batch means). A rhythm that is shorter than the period shows in them, and one that
+is a little longer in that they still grow; the time that a test needs is that of blocks as long as what it averages.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _LENGTHS = tuple(_LEAST << i for i in range((CHUNK // _LEAST).bit_length() - 1))
 _FOLLOWED = 8
 MOST_TIED = 64
 _RIDGE = 0.05
+_STANDS_OUT = 1.1
+_GROWS, _FEWEST = 1.6, 4
+"""Where a time has grown so much with the last doubling of the blocks, it is taken to grow on, up to so few blocks a period."""
 
 
 def most_tied(z: NDArray[np.floating[Any]], most: int = MOST_TIED) -> NDArray[np.intp]:
@@ -189,11 +192,14 @@ class PeriodPlan:
         for i in self.categories:
             mine = [2 * d + j for j, (column, _) in enumerate(self.followed) if column == i]
             values[:, i] = times[:, mine].max(axis=1, initial=1.0)
+        joint = np.array([[level.joint_time(self.joint, self.covariance)] for level in levels])
+        lengths = [level.length for level in levels]
+        known = _grown(np.hstack((values, times[:, d : 2 * d], joint)), lengths, counted.sketch.rows // _FEWEST)
         return Memory(
-            lengths=np.array([level.length for level in levels], dtype=np.int64),
-            times=values,
-            missing=times[:, d : 2 * d].copy(),
-            joint=np.array([level.joint_time(self.joint, self.covariance) for level in levels]),
+            lengths=lengths[0] << np.arange(len(known), dtype=np.int64),
+            times=known[:, :d].copy(),
+            missing=known[:, d : 2 * d].copy(),
+            joint=known[:, -1].copy(),
         )
 
     def _variances(self, counted: Sketch) -> NDArray[np.float64]:
@@ -240,8 +246,9 @@ class _Level:
     def joint_time(self, joint: NDArray[np.intp], covariance: NDArray[np.float64]) -> float:
         """The same for the linear combination of columns of which it is largest, at least 1.
 
-        Of independent rows the largest eigenvalue is ``(1 + sqrt(columns / blocks))**2`` by chance alone (Marchenko and
-        Pastur, 1967); it is divided by that.
+        Of columns that all remember alike, chance alone makes one combination look longer: the largest of the other
+        directions' times comes out ``(1 + sqrt(g))**2`` times their mean, ``g`` columns a block (Marchenko and Pastur 1967).
+        One that stands out is put back to where it was (Baik and Silverstein 2006).
         """
         if not joint.size:
             return 1.0
@@ -249,8 +256,25 @@ class _Level:
         spread = (self.cross - np.outer(sums, sums) / self.blocks) / (self.blocks - 1) / self.length
         values, vectors = np.linalg.eigh(covariance + _RIDGE * np.diag(np.diag(covariance)))
         white = vectors / np.sqrt(np.maximum(values, 1e-9))
-        largest = float(np.linalg.eigvalsh(white.T @ spread @ white)[-1])
-        return max(largest / (1.0 + np.sqrt(joint.size / self.blocks)) ** 2, 1.0)
+        times = np.linalg.eigvalsh(white.T @ spread @ white)
+        usual = max(float(times[:-1].mean()) if joint.size > 1 else 1.0, 1e-9)
+        largest, g = float(times[-1]) / usual, joint.size / self.blocks
+        if largest <= _STANDS_OUT * (1.0 + np.sqrt(g)) ** 2:
+            return max(usual, 1.0)
+        middle = largest + 1.0 - g
+        return max(usual * (middle + float(np.sqrt(middle * middle - 4.0 * largest))) / 2.0, 1.0)
+
+
+def _grown(times: NDArray[np.float64], lengths: Sequence[int], longest: int) -> NDArray[np.float64]:
+    """Times ``(k, c)`` by block length, carried on to blocks of at most ``longest`` rows: where a column's were still growing with
+    the blocks, as those of a rhythm or a trend do that is longer than the blocks, they grow on."""
+    growth = times[-1] / times[-2]
+    growth = np.where(growth >= _GROWS, np.minimum(growth, 2.0), 1.0)
+    rows, length = [*times], 2 * lengths[-1]
+    while length <= longest:
+        rows.append(rows[-1] * growth)
+        length *= 2
+    return np.array(rows)
 
 
 def _middle(bins: Bins, i: int) -> int:
