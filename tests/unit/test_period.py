@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +21,12 @@ from raymlops.data.schema import DataContract, learn_contract
 from raymlops.data.snapshot import Arrays
 from raymlops.errors import DataError
 from raymlops.lake import Lake
-from raymlops.loop.held_period import HeldOutModel, PeriodWork, count_here, count_period
+from raymlops.loop.held_period import HeldOutModel, PeriodWork, count_here, count_period, period_work
 from raymlops.registry.package import categories_of
 from raymlops.search.decision import Decision
 from raymlops.sketch.histogram import Sketch
 from raymlops.sketch.period import CHUNK, PeriodPart, PeriodPlan, counted
-from raymlops.sketch.profile import SCORE, Profile
+from raymlops.sketch.profile import SCORE, Profile, with_score
 
 ROWS = 3 * CHUNK + 5_001
 
@@ -196,6 +199,24 @@ def test_what_is_read_from_the_lake_in_any_tasks_is_what_is_counted_here(tmp_pat
     assert work.plan.profile(counted(stored), ordered=True).to_bytes() == here.to_bytes()
     assert here.sketch.rows == work.rows == ROWS - 7_001
     assert here.sketch.missing[work.contract.names.index("e")] > 5_000
+
+
+def test_borders_come_from_rows_spread_over_the_period_and_few_rows_need_none(tmp_path: Path) -> None:
+    given, arrays, contract = held_work(tmp_path, 50_000)
+    split = SimpleNamespace(train=7_001, ordered=True)
+    snapshot: Any = SimpleNamespace(key="snapshots/s", contract=contract, split=split)
+    work = period_work(given.lake, snapshot, arrays, given.model)
+    assert work is not None
+    assert (work.key, work.first, work.rows) == ("snapshots/s/data.parquet", 7_001, ROWS - 7_001)
+    held = np.concatenate((arrays.x_validation, arrays.x_test))
+    spread = np.linspace(0, len(held) - 1, 10_000).astype(int)
+    seen = with_score(held, given.model.scores(0, held))[spread]
+    expected = PeriodPlan.learn(seen, (*contract.names, SCORE), categories_of(contract)).bins
+    assert work.plan.bins.digest == expected.digest
+    few = replace(
+        arrays, x_test=arrays.x_test[:-1], y_test=arrays.y_test[:0], y_validation=arrays.y_validation[:10_000]
+    )
+    assert period_work(given.lake, snapshot, few, given.model) is None
 
 
 def test_each_row_is_scored_by_the_fit_that_has_not_seen_it(tmp_path: Path) -> None:

@@ -363,6 +363,7 @@ class Watcher:
             harm=harm,
             change_at=self.losses.change_at if harm else None,
             may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not self._measured),
+            reference_rows=self.tests.reference.rows,
             iid_assumed=not self.ordered,
             second_opinion=second_opinion,
             estimate=estimate,
