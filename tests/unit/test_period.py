@@ -22,8 +22,10 @@ from raymlops.data.snapshot import Arrays
 from raymlops.errors import DataError
 from raymlops.lake import Lake
 from raymlops.loop.held_period import HeldOutModel, PeriodWork, count_here, count_period, period_work
+from raymlops.loop.ray_period import count_in_spark
 from raymlops.registry.package import categories_of
 from raymlops.search.decision import Decision
+from raymlops.settings import Settings
 from raymlops.sketch.histogram import Sketch
 from raymlops.sketch.period import CHUNK, PeriodPart, PeriodPlan, counted
 from raymlops.sketch.profile import SCORE, Profile, with_score
@@ -116,6 +118,7 @@ def test_a_rhythm_longer_than_the_period_is_taken_to_go_on() -> None:
 def test_rows_without_an_order_have_no_memory() -> None:
     plan = planned(period())
     assert plan.profile(counted(parts(plan, period())), ordered=False).memory is None
+    assert plan.profile(plan.count(0, period()[:5_000]), ordered=True).memory is None  # nor have a few
 
 
 def test_columns_that_hardly_vary_or_hold_nothing() -> None:
@@ -244,6 +247,15 @@ def test_little_is_counted_here_and_so_is_what_could_not_be_counted_elsewhere(
     monkeypatch.setattr("raymlops.loop.held_period.SPARK_VALUES", 1)
     assert count_period(work, arrays, True, fails).to_bytes() == here
     assert asked == [work]
+
+
+def test_a_spark_that_cannot_start_is_told_and_is_no_reason_to_stop(tmp_path: Path, settings: Settings) -> None:
+    work, _, _ = held_work(tmp_path, 50_000)
+    said: list[str] = []
+    assert count_in_spark(work, settings, said.append) is None
+    assert len(said) == 1
+    assert said[0].startswith("Ray is not running in this process")
+    assert said[0].endswith("Counting without Spark, which gives the same")
 
 
 def test_a_file_that_does_not_hold_what_the_contract_says_is_named(tmp_path: Path) -> None:

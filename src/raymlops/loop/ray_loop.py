@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,18 @@ from raymlops.data.snapshot import Arrays, DatasetSnapshot, load_arrays, read_fr
 from raymlops.data.snapshot_origin import Origin
 from raymlops.data.sources import FrameSource
 from raymlops.data.split import SplitBy
-from raymlops.errors import AssessmentFailed, ContractViolation, GateRefused, RaymlopsError, SparkUnavailable
+from raymlops.errors import AssessmentFailed, ContractViolation, GateRefused, RaymlopsError
 from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
-from raymlops.loop.held_period import HeldOutModel, PeriodWork, count_period, period_work
+from raymlops.loop.held_period import HeldOutModel, count_period, period_work
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
+from raymlops.loop.ray_period import count_in_spark
 from raymlops.pipeline import Pipeline
 from raymlops.registry.card import CardFacts, build_card
 from raymlops.registry.mlflow import MlflowRegistry
@@ -53,7 +55,6 @@ from raymlops.search.threshold import require_binary
 from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
-from raymlops.sketch.period import PeriodPart
 from raymlops.sketch.profile import Profile
 from raymlops.store import Lease, Store
 
@@ -415,17 +416,8 @@ class Turn:
             return None
         self.progress.note(f"counting {work.rows:,} held-out rows for the monitor")
         # Where Spark prepared the rows there is a Java, and may be more machines than this one.
-        elsewhere = None if self.spark is None else self._count_in_spark
-        return count_period(work, arrays, snapshot.split.ordered, elsewhere)
-
-    def _count_in_spark(self, work: PeriodWork) -> PeriodPart | None:
-        from raymlops.loop.ray_period import count_in_spark
-
-        try:
-            return count_in_spark(work, self.settings, self.progress.note)
-        except SparkUnavailable as error:
-            self.progress.note(f"{error.message} Counting here, which gives the same.")
-            return None
+        in_spark = partial(count_in_spark, settings=self.settings, progress=self.progress.note)
+        return count_period(work, arrays, snapshot.split.ordered, None if self.spark is None else in_spark)
 
     def _champion(self) -> ModelVersion | None:
         body = self.store.get("loop", self.pipeline.name)

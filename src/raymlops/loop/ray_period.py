@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raymlops.by_value import dumps_by_value
 from raymlops.data.ray_dp import Progress, SparkOnRay
+from raymlops.errors import RaymlopsError
 from raymlops.registry.package import defined_by
 from raymlops.sketch.period import PeriodPart, counted
 
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from raymlops.settings import Settings
 
 
-def count_in_spark(work: PeriodWork, settings: Settings, progress: Progress | None = None) -> PeriodPart:
-    """Count in a Spark of its own, as large as preparing the same file would start.
-
-    Raises
-    ------
-    NoJava, SparkUnavailable : Spark could not be used
-    """
-    spark_on_ray = SparkOnRay(settings, progress=progress, data_bytes=work.stored_bytes)
-    with spark_on_ray as spark:
-        return count_with(spark_on_ray, spark, work)
+def count_in_spark(work: PeriodWork, settings: Settings, progress: Progress) -> PeriodPart | None:
+    """Count in a Spark of its own, as large as preparing the same file would start; ``None`` when that failed, which ``progress``
+    is told: a training that is nearly done is not given up for what its own process can count as well."""
+    try:
+        spark_on_ray = SparkOnRay(settings, progress=progress, data_bytes=work.stored_bytes)
+        with spark_on_ray as spark:
+            return count_with(spark_on_ray, spark, work)
+    except RaymlopsError as error:
+        progress(f"{error.message} Counting without Spark, which gives the same")
+        return None
 
 
 def count_with(spark_on_ray: SparkOnRay, spark: SparkSession, work: PeriodWork) -> PeriodPart:

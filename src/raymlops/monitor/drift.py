@@ -269,14 +269,15 @@ class ColumnTests:
 
 
 def _memory_of(x: NDArray[np.float32], categories: Mapping[int, int], ordered: bool) -> Memory:
-    """What rows that are all there tell of themselves: one time a column, however many rows are averaged."""
+    """What rows that are all there tell of themselves: one time a column, however many rows are averaged, and none of
+    columns together."""
     times = [_column_time(column, i in categories) if ordered else 1.0 for i, column in enumerate(x.T)]
     missing = [autocorrelation_time(~np.isfinite(column) * 1.0) if ordered else 1.0 for column in x.T]
     return Memory(
         lengths=np.array([1]),
         times=np.array([times]),
         missing=np.array([missing]),
-        joint=np.array([max(times, default=1.0)]),
+        joint=np.ones(1),
     )
 
 

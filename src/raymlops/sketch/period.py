@@ -172,7 +172,8 @@ class PeriodPlan:
         sketch = Sketch(bins.digest, known.rows, counts[:, : bins.width].copy(), known.missing, known.infinite)
         return Profile(bins, sketch, self._memory(counted) if ordered else None)
 
-    def _memory(self, counted: PeriodPart) -> Memory:
+    def _memory(self, counted: PeriodPart) -> Memory | None:
+        """``None`` of so few rows that two lengths of blocks cannot be told apart."""
         d = len(self.bins.columns)
         totals = counted.totals[np.argsort(counted.chunks)].T
         levels = [
@@ -186,6 +187,8 @@ class PeriodPlan:
             levels.append(_Level.of(length, totals, self.joint))
             length, totals = 2 * length, _paired(totals)
         levels = [level for level in levels if level.blocks >= _BLOCKS]
+        if len(levels) < 2:
+            return None
         variance = self._variances(counted.sketch)
         times = np.array([level.times(variance) for level in levels]).reshape(len(levels), len(variance))
         values = times[:, :d].copy()
