@@ -278,12 +278,16 @@ def cpu(tool: str, folder: Path, order: dict[str, Any]) -> None:
 
 
 def memory(tool: str, folder: Path, order: dict[str, Any]) -> None:
-    """Peak megabytes of a process that holds the largest window and makes one pass over it, and before the pass."""
-    size, window = SIZES[-1]
-    reference, live = sized(size, window, order["seed"])
+    """Peak megabytes of a process after one pass over each size ``reference/window``, each larger than the one before it; and of the
+    largest, with what it was before that pass."""
+    found: dict[str, float] = {}
     before = peak_mb()
-    next(iter(passes(tool, reference, window).values()))(live)
-    save(folder / f"{tool}.json", {"peak_mb": peak_mb(), "window_mb": before})
+    for size, window in SIZES:
+        reference, live = sized(size, window, order["seed"])
+        before = peak_mb()
+        next(iter(passes(tool, reference, window).values()))(live)
+        found[f"{size}/{window}"] = peak_mb()
+    save(folder / f"{tool}.json", {**found, "peak_mb": peak_mb(), "window_mb": before})
 
 
 def peak_mb() -> float:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raymlops.errors import ConfigError, DataError
 
@@ -67,6 +67,15 @@ class Lake:
         except FileNotFoundError as error:
             raise DataError(f"The lake {self.url} holds no {key!r}.") from error
         return content
+
+    def open(self, key: str) -> BinaryIO:
+        """A stream of the bytes under ``key`` to seek in, so that a reader of some of them fetches no more. Raises
+        :class:`DataError` when there are none."""
+        try:
+            stream: BinaryIO = self._fs.open(f"{self._root}/{_checked(key)}", "rb")
+        except FileNotFoundError as error:
+            raise DataError(f"The lake {self.url} holds no {key!r}.") from error
+        return stream
 
     def exists(self, key: str) -> bool:
         return bool(self._fs.exists(f"{self._root}/{_checked(key)}"))

@@ -116,6 +116,23 @@ def test_alibi_missing_rates_and_all_columns_together(kind: str) -> None:
     assert moved(detector, shifted) == (set() if kind == "fet" else {JOINT})
 
 
+def test_alibi_tells_when_a_model_grows_unsure() -> None:
+    def scored(seed: int, sure: float) -> NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        return np.column_stack((rng.normal(size=1000), 1 / (1 + np.exp(-sure * rng.normal(size=1000))))).astype(
+            np.float32
+        )
+
+    detector = AlibiDetector(np.vstack([scored(seed, 3.0) for seed in range(3)]), ("a", "(score)"), kind="uncertainty")
+    assert [moved(detector, scored(seed, 3.0)) for seed in range(10, 15)] == [set()] * 5
+    assert moved(detector, scored(20, 1.0)) == {"(score)"}
+    lost = scored(21, 3.0)
+    lost[:200, 1] = np.nan
+    assert moved(detector, lost) == {"(score)"}
+    with pytest.raises(ConfigError, match="judges a binary model's probabilities, which 'job' does not hold"):
+        AlibiDetector(rows(300, 0), COLUMNS, kind="uncertainty")
+
+
 def test_state_of_every_detector_survives_json(build: Build) -> None:
     reference = rows(3000, 0)
     bins = ColumnTests(reference, COLUMNS, categories={2: 4}).bins

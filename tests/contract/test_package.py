@@ -18,9 +18,19 @@ from raymlops.data.schema import DataContract, learn_contract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake
 from raymlops.registry import package
-from raymlops.registry.package import Manifest, Reference, build_package, download, upload, verify
+from raymlops.registry.package import (
+    Manifest,
+    Reference,
+    build_package,
+    categories_of,
+    download,
+    upload,
+    verify,
+)
 from raymlops.search import candidates
 from raymlops.serving.predictor import Predictor
+from raymlops.sketch.period import CHUNK, PeriodPlan, counted
+from raymlops.sketch.profile import SCORE, with_score
 
 TASKS = {"binary": 2, "multiclass": 3, "regression": 0}
 
@@ -103,6 +113,23 @@ def test_the_reference_comes_back_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.x, reference.x)
     with pytest.raises(DataError, match="does not fit together"):
         Reference(columns=("a",), x=reference.x, scores=reference.scores, losses=reference.losses, ordered=True)
+
+
+def test_a_period_counted_whole_comes_back_with_the_package(tmp_path: Path) -> None:
+    """And its traffic is counted in the period's borders, not in the kept rows'."""
+    estimator, contract, reference = parts("binary", candidates.linear())
+    rows = np.tile(with_score(reference.x, reference.scores), (50, 1))
+    rows[::9, 0] *= 3.0
+    plan = PeriodPlan.learn(rows[::7], (*contract.names, SCORE), categories_of(contract))
+    period = plan.profile(counted(plan.count(k, rows[k * CHUNK : (k + 1) * CHUNK]) for k in range(2)), ordered=True)
+    build_package(tmp_path / "made", estimator, contract, None, reference, {}, profile=period)
+    digest = upload(Lake(str(tmp_path / "lake")), "packages/p/1", tmp_path / "made")
+    loaded = Predictor.load(download(Lake(str(tmp_path / "lake")), "packages/p/1", tmp_path / "again", digest))
+    assert loaded.profile.to_bytes() == period.to_bytes()
+    assert loaded.bins.digest == period.bins.digest != reference.profile(contract).bins.digest
+    assert loaded.profile.sketch.rows == 20_000
+    assert loaded.profile.memory is not None
+    np.testing.assert_array_equal(loaded.reference.x, reference.x)
 
 
 # --- a changed byte --------------------------------------------------------------------------------

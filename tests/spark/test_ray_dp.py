@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import operator
 import threading
@@ -10,6 +11,7 @@ from dataclasses import replace
 from functools import partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,16 @@ from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.ray_read import plain, read_source, with_features
 from raymlops.data.schema import learn_contract
-from raymlops.data.snapshot import order_by_time
+from raymlops.data.snapshot import Arrays, order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
 from raymlops.errors import DataError, SparkUnavailable
+from raymlops.lake import Lake
+from raymlops.loop.held_period import HeldOutModel, count_here, period_work
+from raymlops.loop.ray_period import count_with
+from raymlops.search.decision import Decision
 from raymlops.settings import Settings
 from raymlops.sketch.histogram import Bins, Sketch
+from raymlops.sketch.profile import SCORE
 
 CSV = "\n".join(
     [
@@ -77,6 +84,16 @@ def jvms() -> set[int]:
 
 def with_half(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(half=frame["n"] / 2, long=frame["s"].str.len() > 3)
+
+
+class Sums:
+    """A model of the user's own; what it says hangs on the order of summing."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.slope / (1.0 + np.exp(-np.nan_to_num(x.astype(np.float64)) @ np.full(x.shape[1], 0.3)))
 
 
 def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
@@ -223,6 +240,33 @@ class TestOneSession:
         assert sum(part.rows > 0 for part in sketches) > 1
         assert reduce(operator.add, sketches) == Sketch.of(bins, x)
         assert Sketch.of(bins, x).missing.sum() > 500
+
+    def test_a_held_out_period_counted_in_spark_is_what_the_driver_counts(
+        self, session: tuple[SparkOnRay, Any], tmp_path: Path
+    ) -> None:
+        """A snapshot's file in tasks, read, scored by a model of the user's own class and counted: the same package, bit for bit."""
+        frame = pd.DataFrame(
+            {"n": np.random.default_rng(4).normal(size=60_000), "city": ["Oslo", "Bergen", None] * 20_000}
+        )
+        frame = frame.assign(y=np.arange(60_000) % 2)
+        contract, lake = learn_contract(frame, "y"), Lake(str(tmp_path))
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, row_group_size=20_000)
+        lake.write("key/data.parquet", sink.getvalue())
+        x, y = contract.encode(frame), contract.encode_label(frame["y"])
+        cuts = (slice(0, 5_000), slice(5_000, 30_000), slice(30_000, None))
+        (a, b, c), (d, e, f) = ([side[cut] for cut in cuts] for side in (x, y))
+        arrays = Arrays(x_train=a, x_validation=b, x_test=c, y_train=d, y_validation=e, y_test=f, time_test=None)
+        model = HeldOutModel(
+            before=Sums(1.0), after=Sums(2.0), decision=Decision(), validation=25_000, multiclass=False
+        )
+        snapshot = SimpleNamespace(key="key", contract=contract, split=SimpleNamespace(train=5_000))
+        work = period_work(lake, snapshot, arrays, model)
+        assert work is not None
+        assert len(work.tasks()) == 3
+        counted = work.plan.profile(count_with(*session, work), ordered=True)
+        assert counted.to_bytes() == work.plan.profile(count_here(work, arrays), ordered=True).to_bytes()
+        assert (counted.sketch.rows, counted.bins.columns[-1]) == (55_000, SCORE)
 
     def test_remote_files_are_read_in_spark_tasks(self, read: Read, served: str) -> None:
         frame = read(FileSource(f"{served}/two.parquet", label="y", time="d"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,18 @@ def test_an_estimate_stands_with_its_check_and_what_it_assumes() -> None:
     assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
     given["monitor"]["last"]["loss"] = 0.25  # too few labels to go by them
     assert told in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+
+
+def test_what_could_not_be_judged_is_not_called_quiet() -> None:
+    given = material()
+    evidence = [asdict(Evidence.insufficient("ks", f"c{i}", 1e-5)) for i in range(7)]
+    given["monitor"]["last"] |= {"evidence": evidence, "columns": (), "reference_rows": 240_000}
+    text = " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
+    assert "Not known: nothing could be judged in the newest window." in text
+    assert "to judge by this window alone: c0, c1, c2, c3, c4 and 2 more. Compared with 240,000 held-out rows." in text
+    evidence.append({**evidence[0], "column": "d", "status": "tested"})
+    given["monitor"]["last"]["evidence"] = evidence
+    assert "Nothing, in the newest window." in " ".join(" ".join(Page(drift_page("shop", **given)).words).split())
 
 
 def test_a_second_opinion_says_of_which_window_it_is() -> None:

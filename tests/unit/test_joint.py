@@ -11,7 +11,8 @@ from scipy.signal import lfilter
 
 from raymlops.monitor.drift import ColumnTests
 from raymlops.monitor.evidence import Evidence, Window
-from raymlops.monitor.joint import MOST_COLUMNS, JointBets
+from raymlops.monitor.joint import JointBets
+from raymlops.sketch.period import MOST_TIED
 
 ALPHA = 1e-3
 
@@ -79,7 +80,7 @@ def test_missing_and_infinite_values_do_no_harm() -> None:
 def test_constant_columns_and_very_wide_rows() -> None:
     constant = np.full((3000, 2), 4.0, dtype=np.float32)
     assert feed(constant[:2000], constant[2000:])[0].status == "insufficient"
-    wide = stream(0.0, 6000, MOST_COLUMNS + 10, 11)
+    wide = stream(0.0, 6000, MOST_TIED + 10, 11)
     tests, bets = build(wide[:4000])
     for start in (4000, 5000):
         bets.update(Window.of(tests.bins, wide[start : start + 1000], ALPHA))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from raymlops.monitor.evidence import JOINT
 from raymlops.monitor.monitor import Monitor, Watcher
 from raymlops.monitor.report import SCORE, DriftReport
 from raymlops.registry.package import Reference
-from raymlops.sketch.profile import Profile
+from raymlops.sketch.period import CHUNK, PeriodPlan
+from raymlops.sketch.period import counted as sum_of
+from raymlops.sketch.profile import Profile, with_score
 from raymlops.testing.traffic import observations
 
 SPEC = Monitor(second_opinion="off")
@@ -204,6 +207,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ("alpha", 0.0, "alpha=0.0 cannot be used: give a number above 0 up to 0.1"),
         ("false_alarms_per_month", -1, "false_alarms_per_month=-1 cannot be used"),
         ("tolerance", "10%", "tolerance='10%' cannot be used"),
+        ("reference", "all", "reference='all' is not known: give 'period' or 'recent'"),
         ("second_opinion", "yes", "second_opinion='yes' is not known: give 'auto' or 'off'"),
     ],
 )
@@ -340,6 +344,73 @@ def test_a_frozen_profile_gives_what_the_reference_gives() -> None:
         watch.observe(x, scores, 5.0)
     assert frozen.step(6.0) == learned.step(6.0)
     assert frozen.state_dict() == learned.state_dict()
+
+
+DAY = 8_000
+
+
+def daily(days: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """``a`` follows the hour, ``b`` and the score do not."""
+    x, scores = rows(days * DAY, seed)
+    x[:, 0] += np.sin(2 * np.pi * np.arange(len(x)) / DAY)
+    return x, scores
+
+
+def held_daily(days: int = 10) -> tuple[Reference, Profile]:
+    """The newest 3,000 rows, which are a part of a day, and all days counted."""
+    x, scores = daily(days, 0)
+    losses = (np.random.default_rng(1).uniform(size=3_000) < 0.1).astype(np.float64)
+    kept = Reference(columns=("a", "b", "job"), x=x[-3_000:], scores=scores[-3_000:], losses=losses, ordered=True)
+    counted = with_score(x, scores)
+    plan = PeriodPlan.learn(counted[::20], ("a", "b", "job", SCORE), {2: 3})
+    parts = [plan.count(k, counted[k * CHUNK : (k + 1) * CHUNK]) for k in range(-(-len(x) // CHUNK))]
+    return kept, plan.profile(sum_of(parts), ordered=True)
+
+
+def test_hours_of_a_day_are_no_drift_of_a_period_that_holds_days() -> None:
+    kept, profile = held_daily()
+    x, scores = daily(3, 5)
+    flagged: dict[str, set[str]] = {}
+    for compared in ("period", "recent"):
+        watch = Watcher(replace(SPEC, reference=compared), kept, contract(), 3, profile)
+        watch.observe(x, scores, 5.0)
+        reports = watch.step(6.0)
+        flagged[compared] = {item.column for report in reports for item in report.evidence if item.drifted}
+        assert {report.reference_rows for report in reports} == {80_000 if compared == "period" else 3_000}
+    assert flagged["period"] == set()
+    assert "a" in flagged["recent"]
+
+
+def test_what_has_no_rhythm_is_judged_by_the_whole_period_at_once() -> None:
+    kept, profile = held_daily()
+    watch = Watcher(SPEC, kept, contract(), 3, profile)
+    x, scores = daily(1, 6)
+    x[:, 1] += 0.3
+    watch.observe(x[:1000], scores[:1000], 5.0)
+    (report,) = watch.step(6.0)
+    moved = {item.column: item for item in report.evidence if item.name in ("ks", "chi2")}
+    assert moved["b"].drifted
+    assert moved["b"].effective_rows > 600
+    assert moved["a"].status == "insufficient"
+    assert moved["job"].status == "tested"
+    assert not moved["job"].drifted
+
+
+def test_a_restart_by_another_reference_begins_its_bets_anew() -> None:
+    kept, profile = held_daily()
+    x, scores = daily(1, 7)
+    x[:, 1] += 0.1
+    before = Watcher(SPEC, kept, contract(), 3, profile)
+    before.observe(x, scores, 5.0)
+    before.step(6.0)
+    state = json.loads(json.dumps(before.state_dict()))
+    same, other = (Watcher(replace(SPEC, reference=by), kept, contract(), 3, profile) for by in ("period", "recent"))
+    fresh = other.state_dict()["detectors"]
+    for watch in (same, other):
+        watch.load_state(state)
+    assert same.state_dict() == before.state_dict()
+    assert other.state_dict()["detectors"] == fresh
+    assert (other.rows, other.windows) == (before.rows, before.windows)
 
 
 @pytest.mark.parametrize("shown", [None, 300])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
+from raymlops.loop.held_period import HeldOutModel, count_period, period_work
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
+from raymlops.loop.ray_period import count_in_spark
 from raymlops.pipeline import Pipeline
 from raymlops.registry.card import CardFacts, build_card
 from raymlops.registry.mlflow import MlflowRegistry
@@ -47,11 +50,12 @@ from raymlops.report.model_card import card_page
 from raymlops.search.candidates import Settled, settled
 from raymlops.search.decision import Decision, decide
 from raymlops.search.journal import Journal
-from raymlops.search.selection import Search, SearchResult, refit, unseen_validation
+from raymlops.search.selection import Search, SearchResult, before_validation, refit
 from raymlops.search.threshold import require_binary
 from raymlops.search.windows import choose_window
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
+from raymlops.sketch.profile import Profile
 from raymlops.store import Lease, Store
 
 LEASE_S = 60.0
@@ -361,7 +365,8 @@ class Turn:
         self, folder: Path, arrays: Arrays, snapshot: DatasetSnapshot, result: SearchResult, event_id: str
     ) -> _Judged:
         spec = self.pipeline.search
-        unseen = unseen_validation(result, arrays)
+        before = before_validation(result, arrays)
+        unseen = before.predict(arrays.x_validation)
         decision = decide(
             result,
             arrays,
@@ -395,7 +400,24 @@ class Turn:
         )
         report = evaluate(self.pipeline.gate, evidence)
         self.events.append(self.pipeline.name, "gated", {"event_id": event_id, **report.to_dict()})
-        return _Judged(report=report, evidence=evidence, decision=decision, reference=reference)
+        model = HeldOutModel(
+            before=before,
+            after=result.estimator,
+            decision=decision,
+            validation=len(arrays.y_validation),
+            multiclass=snapshot.contract.task == "multiclass",
+        )
+        return _Judged(report=report, evidence=evidence, decision=decision, reference=reference, model=model)
+
+    def _period(self, snapshot: DatasetSnapshot, arrays: Arrays, model: HeldOutModel) -> Profile | None:
+        """All held-out rows counted, when there are more of them than a reference keeps and the monitor compares with them."""
+        work = period_work(self.lake, snapshot, arrays, model) if self.pipeline.monitor.reference == "period" else None
+        if work is None:
+            return None
+        self.progress.note(f"counting {work.rows:,} held-out rows for the monitor")
+        # Where Spark prepared the rows there is a Java, and may be more machines than this one.
+        in_spark = partial(count_in_spark, settings=self.settings, progress=self.progress.note)
+        return count_period(work, arrays, snapshot.split.ordered, None if self.spark is None else in_spark)
 
     def _champion(self) -> ModelVersion | None:
         body = self.store.get("loop", self.pipeline.name)
@@ -495,6 +517,7 @@ class Turn:
             metadata,
             self.raw,
             decision=judged.decision,
+            profile=self._period(snapshot, arrays, judged.model),
             extras=card,
         )
         key = f"packages/{self.pipeline.name}/{event_id}"
@@ -534,6 +557,7 @@ class _Judged:
     evidence: GateEvidence
     decision: Decision
     reference: Reference
+    model: HeldOutModel
 
 
 def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raymlops.errors import ConfigError, DataError
 from raymlops.monitor.evidence import JOINT, Evidence, Window
 
-Kind = Literal["tabular", "ks", "cvm", "chisquare", "fet", "classifier"]
+Kind = Literal["tabular", "ks", "cvm", "chisquare", "fet", "classifier", "uncertainty"]
 _KINDS: dict[str, str] = {
     "tabular": "TabularDrift",
     "ks": "KSDrift",
@@ -25,6 +25,7 @@ _KINDS: dict[str, str] = {
     "chisquare": "ChiSquareDrift",
     "fet": "FETDrift",
     "classifier": "ClassifierDrift",
+    "uncertainty": "ClassifierUncertaintyDrift",
 }
 _CODES = 10
 _MIN_ROWS = 20
@@ -53,10 +54,12 @@ class AlibiDetector:
     - ``chisquare`` on categories, and on numbers cut at the reference's deciles
     - ``fet`` Fisher's exact test on whether a value is missing, or for categories with two codes on the code
     - ``classifier`` a logistic regression over all columns: one answer, on ``(joint)``
+    - ``uncertainty`` KS on the entropy of the last column, a binary model's probability: one answer, on that column. A score that is
+      missing counts as the least certain one
 
-    Not offered: the uncertainty detectors (they need the model itself and see what KS on the score sees), and the online
-    ones: their expected run time counts rows and its threshold is simulated, so one false alarm in a million rows would
-    take more than ten million simulated runs; they also keep every row they were ever given.
+    Not offered: the uncertainty of a regressor (it needs an ensemble's members), and the online ones: their expected run time counts
+    rows and its threshold is simulated, so one false alarm in a million rows would take more than ten million simulated
+    runs; they also keep every row they were ever given.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ class AlibiDetector:
 
     Raises
     ------
-    ConfigError : alibi-detect is not installed, or an unknown kind
+    ConfigError : alibi-detect is not installed, an unknown kind, or ``uncertainty`` of what is no probability
     """
 
     def __init__(
@@ -80,6 +83,11 @@ class AlibiDetector:
     ) -> None:
         if kind not in _KINDS:
             raise ConfigError(f"kind={kind!r} is no detector: give one of {', '.join(_KINDS)}.")
+        if kind == "uncertainty" and not _probabilities(x[:, -1]):
+            raise ConfigError(
+                f"kind='uncertainty' judges a binary model's probabilities, which {columns[-1]!r} does not hold: "
+                "give another kind."
+            )
         if not available():
             raise ConfigError("alibi-detect is not installed: pip install 'raymlops[alibi]', or second_opinion='off'.")
         import alibi_detect.cd as detectors
@@ -109,6 +117,8 @@ class AlibiDetector:
 
             model = LogisticRegression(max_iter=300)
             return detectors.ClassifierDrift(reference, model, backend="sklearn", seed=0, **options)
+        if kind == "uncertainty":
+            return detectors.ClassifierUncertaintyDrift(reference, _both_classes, **options)
         if kind == "fet":
             return detectors.FETDrift(reference, alternative="two-sided", **options)
         coded = range(len(self.columns)) if kind == "chisquare" else self._categories
@@ -145,6 +155,10 @@ class AlibiDetector:
             answer = self._detector.predict(self._guard(x), return_model=False)["data"]
             p, distance = float(answer["p_val"]), float(answer["distance"])
             return (self._evidence(JOINT, distance, p, alpha, len(x)),)
+        if self._kind == "uncertainty":
+            answer = self._detector.predict(self._guard(x))["data"]
+            statistic, p = float(np.max(answer["distance"])), float(np.min(answer["p_val"]))
+            return (self._evidence(self.columns[-1], statistic, p, alpha, len(x)),)
         answer = self._detector.predict(self._guard(x), drift_type="feature")["data"]
         limit = alpha / max(len(self.columns), 1)
         return tuple(
@@ -168,6 +182,9 @@ class AlibiDetector:
     def _guard(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Rows as the detector can take them, without a value that is not finite."""
         filled = np.where(np.isfinite(x), x, self._fill).astype(np.float64)
+        if self._kind == "uncertainty":
+            scores = np.where(np.isfinite(x[:, -1]), x[:, -1], 0.5).astype(np.float64)
+            return np.clip(scores, 0.0, 1.0)[:, None]
         if self._kind == "cvm":
             return np.column_stack([_spread(column) for column in filled.T])
         if self._kind == "chisquare":
@@ -186,6 +203,16 @@ class AlibiDetector:
             scaled = np.clip((center - self._middle) / self._scale, -10.0, 10.0)
             return np.column_stack((scaled, ~np.isfinite(x)))
         return filled
+
+
+def _probabilities(scores: NDArray[np.floating[Any]]) -> bool:
+    known = scores[np.isfinite(scores)]
+    return bool(known.size and known.min() >= 0.0 and known.max() <= 1.0)
+
+
+def _both_classes(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The model that alibi-detect asks for: ``(n, 1)`` probabilities of the positive class as ``(n, 2)`` of both."""
+    return np.column_stack((1.0 - scores[:, 0], scores[:, 0]))
 
 
 def _spread(column: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,8 @@ Numeric columns: two-sample Kolmogorov-Smirnov (Stephens' correction, JRSS-B 197
 from the reference sorted once, when every row of the window is there; else from counts over the reference's cells, which is
 exact at the cells' borders and never larger. Category columns: chi-square with rare and unseen codes pooled. Every column: the rates of
 missing and infinite values, and of values outside the reference's range or its categories. Sample sizes are divided by
-each column's autocorrelation time in the reference, without which such tests flag every window of an ordered stream. One
+each column's autocorrelation time in the reference, without which such tests flag every window of an ordered stream: the window's by
+that of a mean over so many rows, the reference's by the longest there is. One
 budget a window, Bonferroni over all tests.
 """
 
@@ -30,6 +31,7 @@ from raymlops.monitor.smirnov import (
     sorted_distance,
 )
 from raymlops.sketch.histogram import Bins, Sketch
+from raymlops.sketch.memory import Memory
 from raymlops.sketch.profile import Profile
 
 __all__ = ["MIN_EFFECTIVE", "RATES", "ColumnTests", "Detector", "Evidence", "Window"]
@@ -37,6 +39,7 @@ __all__ = ["MIN_EFFECTIVE", "RATES", "ColumnTests", "Detector", "Evidence", "Win
 RATES = ("missing", "infinite", "range", "unseen")
 """Names of the evidence that tells of broken data rather than of a changed world."""
 _VALUES_SHARE, _RATE_SHARE = 2 / 3, 1 / 9
+Times = NDArray[np.float64]
 _MERGED_WINDOWS = 6
 _POOL_BELOW = 5.0
 
@@ -51,7 +54,9 @@ class ColumnTests:
     categories : column index -> number of category codes
     ordered : whether row order is time order; if not, rows are assumed independent
     share : of a window's ``alpha`` that these tests may spend
-    profile : bins and counts frozen with the version; without it they are learned from ``x``, which gives the same
+    profile : bins and counts frozen with the version; without it they are learned from ``x``, which gives the same. One that counts
+        more rows than ``x`` is of a whole period: sizes and autocorrelation times are then the period's, and the
+        Kolmogorov-Smirnov statistic is taken at the cells' borders
 
     Raises
     ------
@@ -76,11 +81,13 @@ class ColumnTests:
         if len(x) < 100:
             raise DataError(f"The reference holds {len(x)} rows; watching for drift needs at least 100.")
         self.reference = Sketch.of(self.bins, x) if profile is None else profile.sketch
-        self._sorted = [sort_keys(order_keys(column[np.isfinite(column)])) for column in x.T]
-        self.times = np.array(
-            [_column_time(column, i in self.categories) if ordered else 1.0 for i, column in enumerate(x.T)]
-        )
-        self.missing_times = np.array([autocorrelation_time(~np.isfinite(c) * 1.0) if ordered else 1.0 for c in x.T])
+        self._known = self.reference.counts.sum(axis=1)
+        self._whole = self.reference.rows == len(x)
+        self._sorted = [sort_keys(order_keys(column[np.isfinite(column)])) for column in x.T] if self._whole else []
+        kept = None if profile is None or not ordered else profile.memory
+        self.memory = _memory_of(x, self.categories, ordered) if kept is None else kept
+        self.times = self.memory.longest
+        self._missing_times = self.memory.of_rate(np.inf)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -124,12 +131,12 @@ class ColumnTests:
             bound of the exact one, within the share of one cell
         """
         rows = np.asarray(x, dtype=np.float32)
-        found = self._binned(rows) if binned else self._exact(rows)
+        found = self._binned(rows) if binned or not self._whole else self._exact(rows)
         statistics, sizes = np.array(found).T
-        known = np.array([len(column) for column in self._sorted], dtype=np.float64)
-        judged = (sizes > 0) & (known > 0)
+        judged = (sizes > 0) & (self._known > 0)
         p = np.zeros(len(self.columns))
-        n, m = sizes[judged] / self.times[judged], known[judged] / self.times[judged]
+        n = sizes[judged] / self.memory.of_mean(len(rows))[judged]
+        m = self._known[judged] / self.times[judged]
         p[judged] = p_values(statistics[judged], n, m)
         return np.where(judged, statistics, 1.0), p
 
@@ -138,9 +145,9 @@ class ColumnTests:
         sketch = Sketch.of(self.bins, rows)
         sizes = sketch.counts.sum(axis=1)
         return [
-            (binned_distance(counts, then) if size and len(known) else 1.0, size)
+            (binned_distance(counts, then) if size and known else 1.0, size)
             for counts, then, size, known in zip(
-                sketch.counts.astype(float), self.reference.counts.astype(float), sizes, self._sorted, strict=True
+                sketch.counts.astype(float), self.reference.counts.astype(float), sizes, self._known, strict=True
             )
         ]
 
@@ -168,24 +175,31 @@ class ColumnTests:
     def _judge(self, window: Window, alpha: float, earlier: Sequence[Sketch]) -> tuple[Evidence, ...]:
         each = alpha / max(len(self.columns), 1)
         columns = np.ascontiguousarray(window.x.T)
+        # What is joined, one window more each time, with the times of so many rows.
+        joined = [window.sketch]
+        for before in reversed(earlier):
+            joined.append(joined[-1] + before)
+        merged = [(sketch, self.memory.of_mean(sketch.rows)) for sketch in joined]
+        rates = self.memory.of_rate(window.rows)
         found = []
         for i, column in enumerate(columns):
+            shown = column if window.whole and self._whole else None
             found += [
-                self._values(i, column if window.whole else None, window.sketch, earlier, each * _VALUES_SHARE),
-                *self._rates(i, window.sketch, each * _RATE_SHARE),
+                self._values(i, shown, merged, each * _VALUES_SHARE),
+                *self._rates(i, window.sketch, merged[0][1][i], rates[i], each * _RATE_SHARE),
             ]
         return tuple(found)
 
     def _values(
-        self, i: int, column: NDArray[np.float32] | None, window: Sketch, earlier: Sequence[Sketch], limit: float
+        self, i: int, column: NDArray[np.float32] | None, merged: Sequence[tuple[Sketch, Times]], limit: float
     ) -> Evidence:
-        own, used = window.counts[i].sum(), window
-        for before in reversed(earlier):
-            if own / self.times[i] >= MIN_EFFECTIVE:
-                break
-            used = used + before
-            own = used.counts[i].sum()
-        n, m = float(own) / self.times[i], float(len(self._sorted[i])) / self.times[i]
+        """``merged`` is the window, and joined with those before it as far as may be needed."""
+        window = merged[0][0]
+        used, times = next(
+            ((sketch, times) for sketch, times in merged if sketch.counts[i].sum() / times[i] >= MIN_EFFECTIVE),
+            merged[-1],
+        )
+        n, m = float(used.counts[i].sum()) / times[i], float(self._known[i]) / self.times[i]
         name: Literal["ks", "chi2"] = "chi2" if i in self.categories else "ks"
         blind = window.rows > 0 and window.counts[i].sum() == 0 and m > 0
         if not blind and (n < MIN_EFFECTIVE or m == 0):
@@ -196,7 +210,7 @@ class ColumnTests:
             return self._evidence(name, i, 1.0, 0.0, limit, 1.0, 0.0)
         distance = _distance(counts, reference, n, m, join=name == "ks")
         if name == "chi2":
-            statistic, p = _chi2(counts, reference, self.times[i])
+            statistic, p = _chi2(counts / times[i], reference / self.times[i])
             return self._evidence(name, i, statistic, p, limit, distance, n)
         if used is not window or column is None:
             statistic = binned_distance(counts, reference)
@@ -205,34 +219,39 @@ class ColumnTests:
             statistic = exact_distance(self._sorted[i], order_keys(column[np.isfinite(column)] if lost else column))
         return self._evidence(name, i, statistic, p_value(statistic, n, m), limit, distance, n)
 
-    def _rates(self, i: int, window: Sketch, limit: float) -> tuple[Evidence, ...]:
-        last = len(self.bins.edges[i])
+    def _rates(self, i: int, window: Sketch, time: float, missing_time: float, limit: float) -> tuple[Evidence, ...]:
+        last, longest = len(self.bins.edges[i]), float(self.times[i])
         now, then = window.counts[i], self.reference.counts[i]
         below, above = (int(now[0]), int(then[0])), (int(now[last]), int(then[last]))
         gone = (int(window.missing[i]), int(self.reference.missing[i]))
         infinite = (int(window.infinite[i]), int(self.reference.infinite[i]))
+        lost = missing_time, float(self._missing_times[i])
         if i in self.categories:
-            outside = self._rate(
-                "unseen", i, window.rows, self.times[i], limit, (below[0] + above[0], below[1] + above[1])
-            )
+            unseen = below[0] + above[0], below[1] + above[1]
+            outside = self._rate("unseen", i, window.rows, (time, longest), limit, unseen)
         else:
-            outside = self._rate("range", i, window.rows, self.times[i], limit, below, above)
+            outside = self._rate("range", i, window.rows, (time, longest), limit, below, above)
         return (
-            self._rate("missing", i, window.rows, self.missing_times[i], limit, gone),
-            self._rate("infinite", i, window.rows, self.missing_times[i], limit, infinite),
+            self._rate("missing", i, window.rows, lost, limit, gone),
+            self._rate("infinite", i, window.rows, lost, limit, infinite),
             outside,
         )
 
-    def _rate(self, name: str, i: int, n: int, time: float, limit: float, *pairs: tuple[int, int]) -> Evidence:
-        """Rates now and then of one or two kinds of rows, Bonferroni over them; pairs count rows now and then."""
-        m = self.reference.rows
-        if n == 0:
+    def _rate(
+        self, name: str, i: int, rows: int, times: tuple[float, float], limit: float, *pairs: tuple[int, int]
+    ) -> Evidence:
+        """Rates now and then of one or two kinds of rows, Bonferroni over them; pairs count rows now and then, and ``times``
+        are those of a mean over the window and over the reference."""
+        if rows == 0:
             return Evidence.insufficient(name, self.columns[i], limit)
-        p = min(1.0, len(pairs) * min(_rate_p(now / time, n / time, then / time, m / time) for now, then in pairs))
+        own, known = times
+        n, m = rows / own, self.reference.rows / known
+        p = min(1.0, len(pairs) * min(_rate_p(now / own, n, then / known, m) for now, then in pairs))
         now, then = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
-        difference, pooled = now / n - then / m, (now + then) / (n + m)
-        chance = float(np.sqrt(pooled * (1 - pooled) * time * (1 / n + 1 / m)))
-        return self._evidence(name, i, difference, p, limit, max(abs(difference) - chance, 0.0), n / time)
+        difference = now / rows - then / self.reference.rows
+        pooled = (now / own + then / known) / (n + m)
+        chance = float(np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m)))
+        return self._evidence(name, i, difference, p, limit, max(abs(difference) - chance, 0.0), n)
 
     def _evidence(
         self, name: str, i: int, statistic: float, p: float, limit: float, distance: float, effective: float
@@ -249,6 +268,19 @@ class ColumnTests:
         )
 
 
+def _memory_of(x: NDArray[np.float32], categories: Mapping[int, int], ordered: bool) -> Memory:
+    """What rows that are all there tell of themselves: one time a column, however many rows are averaged, and none of
+    columns together."""
+    times = [_column_time(column, i in categories) if ordered else 1.0 for i, column in enumerate(x.T)]
+    missing = [autocorrelation_time(~np.isfinite(column) * 1.0) if ordered else 1.0 for column in x.T]
+    return Memory(
+        lengths=np.array([1]),
+        times=np.array([times]),
+        missing=np.array([missing]),
+        joint=np.ones(1),
+    )
+
+
 def _column_time(column: NDArray[np.floating[Any]], categorical: bool) -> float:
     """Autocorrelation time of a column: of its ranks, or the largest over its eight most frequent categories."""
     finite = column[np.isfinite(column)]
@@ -259,11 +291,11 @@ def _column_time(column: NDArray[np.floating[Any]], categorical: bool) -> float:
     return autocorrelation_time(np.searchsorted(np.sort(finite), finite).astype(np.float64))
 
 
-def _chi2(counts: NDArray[np.float64], reference: NDArray[np.float64], time: float) -> tuple[float, float]:
-    """Homogeneity chi-square on counts divided by ``time``; cells that expect fewer than 5 rows are pooled into one."""
+def _chi2(counts: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[float, float]:
+    """Homogeneity chi-square on counts of effective rows; cells that expect fewer than 5 are pooled into one."""
     from scipy.special import chdtrc
 
-    table = np.vstack((counts, reference)) / time
+    table = np.vstack((counts, reference))
     expected = table.sum(axis=0) * table[0].sum() / table.sum()
     rare = expected < _POOL_BELOW
     table = np.column_stack((table[:, ~rare], table[:, rare].sum(axis=1)))

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from raymlops.monitor.evidence import JOINT, MIN_EFFECTIVE, Evidence, Window
 from raymlops.monitor.quality import thinned_time
 from raymlops.sketch.histogram import Bins, Sketch, pack_array, unpack_array
+from raymlops.sketch.period import most_tied
 
-MOST_COLUMNS = 64
-"""With more, those are taken that depend most on the others in the reference."""
 _BETS = np.array([0.15, 0.4, 0.8, 1.4])
 _TOLERANCE = 0.01
 _STANDARD_ERRORS = 2.5
@@ -40,6 +39,7 @@ class JointBets:
     times : ``(n_columns,)`` autocorrelation times in rows; the longest counts for all. Rows of a window's sample lie further
         apart and depend less on each other (``thinned_time``)
     share : of the windows' ``alpha`` that this detector may spend
+    time : of the combination of columns that remembers longest, where that is known
     """
 
     name = "classifier"
@@ -52,19 +52,17 @@ class JointBets:
         times: NDArray[np.float64],
         *,
         share: float = 1.0,
+        time: float = 1.0,
     ) -> None:
         self._share = share
         scores = np.array([_normal_scores(counts) for counts in reference.counts])
         # Missing and infinite count as the middle; the rate tests look at them.
         self._table = np.column_stack((scores, np.zeros((len(scores), 2)))).astype(np.float32)
         z = self._lookup(cells, np.arange(len(bins.columns)))
-        varied = np.flatnonzero(z.std(axis=0) > 1e-6)
-        if varied.size > MOST_COLUMNS:
-            tied = np.nan_to_num(np.abs(np.corrcoef(z[:, varied].T))).sum(axis=0)
-            varied = np.sort(varied[np.argsort(-tied, kind="stable")[:MOST_COLUMNS]])
+        varied = most_tied(z)
         self._used, z = varied, z[:, varied]
         self._columns = tuple(bins.columns[i] for i in varied)
-        self._time = float(np.max(times[varied], initial=1.0))
+        self._time = float(np.max(times[varied], initial=max(time, 1.0)))
         block = np.arange(len(z)) * _BLOCKS // max(len(z), 1)
         learn, judge = z[block % 2 == 0], z[block % 2 == 1]
         d = len(varied)

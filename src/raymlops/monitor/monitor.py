@@ -58,6 +58,8 @@ class Monitor:
     min_distance : changes of a column smaller than this are reported but do not count as drift (see ``Evidence``)
     second_opinion : ``"auto"`` asks alibi-detect too when it is installed (first use imports it: 5 s), ``"off"`` never
     slo : latency and errors promised to callers; while their budget burns too fast, rollouts and retrainings wait
+    reference : what columns are compared with: ``"period"`` all held-out rows, as counts with their own autocorrelation times,
+        ``"recent"`` the newest 10,000 of them. They differ where a version held out more rows than those
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Monitor:
     min_distance: float = 0.10
     second_opinion: Literal["auto", "off"] = "auto"
     slo: ServiceLevel | None = None
+    reference: Literal["period", "recent"] = "period"
 
     def __post_init__(self) -> None:
         _whole("window_rows", self.window_rows, 100)
@@ -86,6 +89,8 @@ class Monitor:
         _between("min_distance", self.min_distance, -1e-9, 1.0)
         if self.second_opinion not in ("auto", "off"):
             raise ConfigError(f"second_opinion={self.second_opinion!r} is not known: give 'auto' or 'off'.")
+        if self.reference not in ("period", "recent"):
+            raise ConfigError(f"reference={self.reference!r} is not known: give 'period' or 'recent'.")
         if self.slo is not None and not isinstance(self.slo, ServiceLevel):
             raise ConfigError(f"slo={self.slo!r} is no service level: give ServiceLevel(latency_ms=..., target=...).")
 
@@ -109,7 +114,8 @@ class Watcher:
     reference : held-out rows, scores and losses of this version, in time order when ``reference.ordered``
     contract : names the category columns and the task
     version : the version watched, copied into reports
-    profile : bins and counts frozen with the version; learned from the reference, which gives the same, without it
+    profile : bins and counts frozen with the version, of its whole held-out period where that is longer than the reference;
+        learned from the reference without it
 
     Attributes
     ----------
@@ -133,6 +139,8 @@ class Watcher:
         self._categories = reference.categories(contract)
         self._columns = (*reference.columns, SCORE)
         self._reference_x = with_score(reference.x, reference.scores)
+        if spec.reference == "recent" and profile is not None and profile.sketch.rows != len(self._reference_x):
+            profile = profile.of_rows(self._reference_x)
         self.tests = ColumnTests(
             self._reference_x,
             self._columns,
@@ -145,7 +153,14 @@ class Watcher:
         self.detectors: tuple[Detector, ...] = (
             self.tests,
             PersistentBets(bins, known, times, share=SHARES.persistent, categories=frozenset(self._categories)),
-            JointBets(bins, known, bins.locate(self._reference_x), times, share=SHARES.joint),
+            JointBets(
+                bins,
+                known,
+                bins.locate(self._reference_x),
+                times,
+                share=SHARES.joint,
+                time=self.tests.memory.longest_joint,
+            ),
         )
         self.wild = WildRows(self._reference_x, self._columns, categories=self._categories)
         self._opinions = Opinions(
@@ -348,6 +363,7 @@ class Watcher:
             harm=harm,
             change_at=self.losses.change_at if harm else None,
             may_retrain=severity == 4 or (severity == 3 and self._confirmed >= 2 and not self._measured),
+            reference_rows=self.tests.reference.rows,
             iid_assumed=not self.ordered,
             second_opinion=second_opinion,
             estimate=estimate,
@@ -369,6 +385,7 @@ class Watcher:
             "harm_to_report": self._harm_to_report,
             "outcome_at": self._outcome_at,
             "open": self._open.to_dict(),
+            "reference_rows": self.tests.reference.rows,
             "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
             "losses": self.losses.state_dict(),
             "opinions": self._opinions.state_dict(),
@@ -388,7 +405,9 @@ class Watcher:
         self.rows, self.windows, self._confirmed = state["rows"], state["windows"], state["confirmed"]
         self._harm_to_report, self._outcome_at = state["harm_to_report"], state["outcome_at"]
         self._open = Observed.from_dict(state["open"])
-        for detector in self.detectors:
+        # What detectors learned in comparison with other rows, as by another spec before the restart, says nothing here.
+        same = state.get("reference_rows", self.tests.reference.rows) == self.tests.reference.rows
+        for detector in self.detectors if same else ():
             if detector.name in state.get("detectors", {}):
                 detector.load_state(state["detectors"][detector.name])
         self.losses.load_state(state["losses"])

@@ -39,6 +39,7 @@ class DriftReport:
     columns : that moved by ``min_distance`` or more, most first; ``(score)`` is the model's own output and ``(joint)``
         stands for a change in how columns hang together
     may_retrain : severity 4, or severity 3 twice in a row while there are too few labels to measure the loss
+    reference_rows : held-out rows that columns and score are compared with; 0 in reports of earlier releases
     iid_assumed : the reference has no time order, so autocorrelation could not be counted
     """
 
@@ -67,6 +68,7 @@ class DriftReport:
     wild: tuple[WildRow, ...] = ()
     wild_rows: int = 0
     may_retrain: bool = False
+    reference_rows: int = 0
     iid_assumed: bool = False
     second_opinion: dict[str, Any] | None = None
     note: str = ""

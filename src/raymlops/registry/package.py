@@ -71,14 +71,12 @@ class Reference:
             )
 
     def categories(self, contract: DataContract) -> dict[int, int]:
-        """How many codes each column of categories has, by its index; a multiclass score, the class, is one of them."""
-        sizes = {column.name: len(column.categories) for column in contract.columns if column.kind == "category"}
-        found = {i: sizes[name] for i, name in enumerate(self.columns) if name in sizes}
-        return found | ({len(self.columns): len(contract.classes)} if contract.task == "multiclass" else {})
+        """:func:`categories_of` the contract; the score's column is the last."""
+        return categories_of(contract)
 
     def profile(self, contract: DataContract) -> Profile:
         """The bins that live traffic is counted in, and these rows counted."""
-        return Profile.learn(self.x, self.scores, self.columns, self.categories(contract))
+        return Profile.learn(self.x, self.scores, self.columns, categories_of(contract))
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -102,6 +100,12 @@ class Reference:
                 losses=held["losses"],
                 ordered=bool(held["ordered"]),
             )
+
+
+def categories_of(contract: DataContract) -> dict[int, int]:
+    """How many codes each column of categories has, by its index; a multiclass score, the class, which comes last, is one."""
+    found = {i: len(column.categories) for i, column in enumerate(contract.columns) if column.kind == "category"}
+    return found | ({len(contract.columns): len(contract.classes)} if contract.task == "multiclass" else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +171,7 @@ def build_package(
     raw: Sequence[Column] | None = None,
     *,
     decision: Decision | None = None,
+    profile: Profile | None = None,
     extras: Callable[[Mapping[str, Any]], Mapping[str, bytes]] | None = None,
 ) -> Manifest:
     """Write a package into ``folder``, which is made or emptied.
@@ -176,6 +181,7 @@ def build_package(
     reference : its scores are what a version says, so calibrated ones where ``decision`` calibrates
     raw : what ``features`` takes, where it is known
     decision : calibration and threshold that serving applies to what the model says; the model's own when left out
+    profile : what traffic is counted in and compared with, of a whole held-out period; the reference's own when left out
     extras : more files by name, such as the model card, made when the package's own figures are known: ``form``,
         ``runtime``, ``onnx``, ``latency_us``, ``size_mb``
 
@@ -191,7 +197,7 @@ def build_package(
         estimator.save(target / "model.json")
     else:
         form = "pickle"
-        (target / "model.pkl").write_bytes(dumps_by_value(estimator, _defined_by(estimator)))
+        (target / "model.pkl").write_bytes(dumps_by_value(estimator, defined_by(estimator)))
     native = load_native(target, form, contract.task, len(contract.classes))
     onnx, reason = _onnx(estimator, native, contract, reference)
     runtimes: dict[str, Runtime] = {"native": native}
@@ -209,7 +215,7 @@ def build_package(
         if raw is not None:
             (target / "raw.json").write_text(json.dumps([column.to_dict() for column in raw], sort_keys=True))
     (target / "reference.npz").write_bytes(reference.to_bytes())
-    (target / PROFILE).write_bytes(reference.profile(contract).to_bytes())
+    (target / PROFILE).write_bytes((reference.profile(contract) if profile is None else profile).to_bytes())
     if decision is not None:
         (target / DECISION).write_text(json.dumps(decision.to_dict(), sort_keys=True))
     faster: Literal["onnx", "native"] = "onnx" if latency.get("onnx", np.inf) < latency["native"] else "native"
@@ -239,7 +245,7 @@ def size_mb(folder: str | Path) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
 
-def _defined_by(estimator: Estimator) -> Iterator[Any]:
+def defined_by(estimator: Estimator) -> Iterator[Any]:
     """The estimator, and the scikit-learn estimators that ours wrap, step by step: any may be of the user's own class."""
     yield estimator
     wrapped = getattr(estimator, "pipeline", None)

@@ -177,7 +177,7 @@ def _moved(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     guilty = {item["column"]: item for item in _diagnosis(monitor).get("guilty", ())}
     sure = [item for item in last.get("evidence", ()) if item["drifted"]]
     if not sure:
-        return f"{title}<p class='dim'>Nothing, in the newest window.</p>{_also(last)}"
+        return f"{title}<p class='dim'>{_quiet(last)}</p>{_also(last)}"
     sure.sort(key=lambda item: (-guilty.get(item["column"], {}).get("weight", 0.0), item["column"], -item["distance"]))
     rows = "".join(
         f"<tr><td>{escape(str(item['column']))}</td><td>{escape(str(item['name']))}</td>"
@@ -199,9 +199,33 @@ def _moved(monitor: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     return f"{title}<div class='scroll'><table>{head}{rows}</table></div>{told}{_also(last)}"
 
 
+def _quiet(last: Mapping[str, Any]) -> str:
+    """That nothing was found, where anything was judged."""
+    if last.get("evidence") and all(item["status"] == "insufficient" for item in last["evidence"]):
+        return "Not known: nothing could be judged in the newest window."
+    return "Nothing, in the newest window."
+
+
+def _unjudged(last: Mapping[str, Any]) -> str:
+    """What was no verdict: a column that remembers long says little in one window."""
+    columns = dict.fromkeys(
+        str(item["column"])
+        for item in last.get("evidence", ())
+        if item["status"] == "insufficient" and item["name"] in ("ks", "chi2")
+    )
+    if not columns:
+        return ""
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return f"Too few independent rows to judge by this window alone: {', '.join([*columns][:5])}{more}."
+
+
 def _also(last: Mapping[str, Any]) -> str:
-    """The budget, the second opinion and the rows that were strange one by one."""
-    parts = [_budget(last)] if last.get("alpha") else []
+    """What was not judged, what was compared with, the budget, the second opinion and the rows that were strange one by one."""
+    parts = [_unjudged(last)]
+    if last.get("reference_rows"):
+        parts.append(f"Compared with {last['reference_rows']:,} held-out rows.")
+    if last.get("alpha"):
+        parts.append(_budget(last))
     opinion = last.get("second_opinion")
     if opinion:
         columns = ", ".join(str(item) for item in opinion["columns"][:5])
@@ -213,7 +237,8 @@ def _also(last: Mapping[str, Any]) -> str:
         parts.append(f"{last['wild_rows']} rows were strange one by one: {shown}.")
     if last.get("iid_assumed"):
         parts.append("The reference has no time order, so rows are taken as independent.")
-    return f"<p class='dim'>{escape(' '.join(parts))}</p>" if parts else ""
+    said = " ".join(filter(None, parts))
+    return f"<p class='dim'>{escape(said)}</p>" if said else ""
 
 
 def _budget(last: Mapping[str, Any]) -> str:

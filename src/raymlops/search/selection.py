@@ -482,12 +482,14 @@ def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
     return _fitted(result.problem, result.trial, x, y, result.threads, fit=result.fit)[0]
 
 
+def before_validation(result: SearchResult, arrays: Arrays) -> Estimator:
+    """The winner as fitted on the train rows alone: as a rule the result's own estimator has learnt from validation rows too."""
+    return result.estimator if result.train_only else refit(result, arrays.x_train, arrays.y_train)
+
+
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
-    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by a fit on the train rows alone: as a rule the
-    result's own estimator has learnt from them."""
-    if result.train_only:
-        return result.estimator.predict(arrays.x_validation)
-    return refit(result, arrays.x_train, arrays.y_train).predict(arrays.x_validation)
+    """What the winner says of the validation rows, ``(n,)`` or ``(n, k)``, by :func:`before_validation`."""
+    return before_validation(result, arrays).predict(arrays.x_validation)
 
 
 def _fitted(

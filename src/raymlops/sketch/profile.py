@@ -1,4 +1,4 @@
-"""The reference as counts: its bins and its sketch, made when a version is trained and frozen with it."""
+"""The reference as counts: its bins, its sketch and its memory, made when a version is trained and frozen with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymlops.errors import DataError
 from raymlops.sketch.histogram import Bins, Sketch
+from raymlops.sketch.memory import Memory
 
 SCORE = "(score)"
 """Name of the model's own output among the columns."""
+_MEMORY = {"lengths": "lengths", "times": "times", "missing": "missing_times", "joint": "joint"}
 
 
 def with_score(x: NDArray[np.floating[Any]], scores: ArrayLike) -> NDArray[np.float32]:
@@ -38,10 +40,13 @@ class Profile:
     ----------
     bins : over the model's inputs and, last, its score
     sketch : of the reference's rows
+    memory : autocorrelation times of a period that was counted whole and in time order; ``None`` where the rows counted are those
+        that are kept, which tell it themselves
     """
 
     bins: Bins
     sketch: Sketch
+    memory: Memory | None = None
 
     @classmethod
     def learn(
@@ -56,10 +61,15 @@ class Profile:
         bins = Bins.learn(rows, (*columns, SCORE), categories)
         return cls(bins, Sketch.of(bins, rows))
 
+    def of_rows(self, rows: NDArray[np.floating[Any]]) -> Profile:
+        """Other rows ``(n, d + 1)``, the score last, counted over the same borders."""
+        return Profile(self.bins, Sketch.of(self.bins, rows))
+
     def to_bytes(self) -> bytes:
         """An ``.npz`` file without a pickle in it."""
         edges = self.bins.edges
         buffer = io.BytesIO()
+        kept = {} if self.memory is None else {key: getattr(self.memory, name) for name, key in _MEMORY.items()}
         np.savez_compressed(
             buffer,
             columns=np.array(self.bins.columns, dtype=np.str_),
@@ -69,6 +79,7 @@ class Profile:
             counts=self.sketch.counts,
             missing=self.sketch.missing,
             infinite=self.sketch.infinite,
+            **kept,
         )
         return buffer.getvalue()
 
@@ -78,4 +89,5 @@ class Profile:
             edges = np.split(held["edges"], np.cumsum(held["borders"])[:-1])
             bins = Bins.over([str(name) for name in held["columns"]], edges)
             sketch = Sketch(bins.digest, int(held["rows"]), held["counts"], held["missing"], held["infinite"])
-        return cls(bins, sketch)
+            kept = Memory(**{name: held[key] for name, key in _MEMORY.items()}) if "lengths" in held else None
+        return cls(bins, sketch, kept)
