@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +25,10 @@ from raymlops.settings import Settings
 ROWS, PARTITIONS = 4000, 8
 
 
-def jvms(words: str = "") -> list[psutil.Process]:
+def jvms(words: str = "", of: psutil.Process | None = None) -> list[psutil.Process]:
     """The JVMs below this process whose command holds these words."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in (of or psutil.Process()).children(recursive=True):
         try:
             if process.name() == "java" and words in " ".join(process.cmdline()):
                 found.append(process)
@@ -113,3 +116,28 @@ def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(spark_ready: Setting
     assert len(set(starts)) == 2
     assert any("Spark was lost while" in line and "its master has died" in line for line in said)
     assert not gone([process for process in jvms() if process not in before])
+
+
+def test_a_second_node_and_then_the_driver_are_killed(tmp_path: Path) -> None:
+    """Two raylets in a process of its own: this one already belongs to the session's cluster."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYMLOPS_"))}
+    command = [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(tmp_path)]
+    driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    try:
+        said = driver.stdout.readline()
+        assert said, driver.communicate()[1][-3000:]
+        told = json.loads(said)
+        assert told["executors"] == 2
+        assert told["killed"]
+        assert (told["rows"], told["sum"]) == (ROWS, sum(range(ROWS)))
+        below = psutil.Process(driver.pid).children(recursive=True)
+        left = jvms(of=psutil.Process(driver.pid))
+        assert len(left) >= 3  # the driver's, the master's and an executor
+    finally:
+        driver.kill()
+        driver.wait()
+    assert not gone(left)
+    for process in below:
+        if process.is_running():
+            process.kill()
