@@ -83,27 +83,12 @@ def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(twice=frame.price * 2, cheap=frame.price < 2)
 
 
-def test_csv_with_features_in_time_order(spark_ready: Settings, folder: Path) -> None:
-    said: list[str] = []
-    source = FileSource(f"file://{folder}/*.csv", label="sold", time="when", drop=("flag",), engine="spark")
-    frame = prepare_frame(source, add_ratio, spark_ready, said.append)
-    assert list(frame.columns) == ["price", "city", "twice", "cheap", "sold", "when"]
-    assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]  # by time, ties in file order, no label left out
-    assert frame["city"].tolist() == ["Bergen", None, 'say "hi"', "Oslo, west"]
-    np.testing.assert_array_equal(frame["twice"], [np.nan, 5.0, 9.0, 3.0])
-    assert frame["when"].dtype.kind == "M"
-    told = [line for line in said if not line.startswith("Spark stage")]
-    assert told == ["starting Spark on Ray", "reading with Spark", "taking the partitions from Spark"]
-    assert (Path(spark_ready.home) / "logs" / "spark-driver.log").exists()
-    assert not jvms()
-
-
 def test_a_frame_needs_no_jvm_and_gives_the_same(spark_ready: Settings, folder: Path) -> None:
     given = pd.read_csv(folder / "sales.csv", parse_dates=["when"])
-    source = FrameSource(pa.Table.from_pandas(given), label="sold", time="when", drop=("flag",))
+    source, before = FrameSource(pa.Table.from_pandas(given), label="sold", time="when", drop=("flag",)), jvms()
     frame = prepare_frame(source, add_ratio, spark_ready)
     assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]
-    assert not jvms()
+    assert jvms() == before
 
 
 def numbers(spark: Any) -> Any:
@@ -112,19 +97,22 @@ def numbers(spark: Any) -> Any:
 
 
 class TestOneSession:
-    """What one Spark session can show, for the price of one start."""
+    """What one Spark session can show."""
 
     Read = Callable[..., pd.DataFrame]
 
-    @pytest.fixture(scope="class")
-    def session(self, spark_ready: Settings) -> Iterator[tuple[SparkOnRay, Any]]:
-        spark_on_ray = SparkOnRay(spark_ready)
-        with spark_on_ray as spark:
-            yield spark_on_ray, spark
-
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def read(self, session: tuple[SparkOnRay, Any]) -> Read:
         return lambda source, features=None, **more: read_frame(*session, source, features, lambda _: None, **more)
+
+    def test_csv_with_features(self, read: Read, folder: Path) -> None:
+        frame = read(FileSource(f"file://{folder}/*.csv", label="sold", time="when", drop=("flag",)), add_ratio)
+        assert list(frame.columns) == ["price", "city", "twice", "cheap", "sold", "when"]
+        assert frame["sold"].tolist() == ["yes", "no", "yes", None, "no"]
+        assert frame["city"].tolist() == ["Oslo, west", "Bergen", None, None, 'say "hi"']
+        np.testing.assert_array_equal(frame["twice"], [3.0, np.nan, 5.0, 7.0, 9.0])
+        assert frame["cheap"].tolist() == [True, False, False, False, False]
+        assert frame["when"].dtype.kind == "M"
 
     def test_a_spark_function(self, read: Read) -> None:
         frame = read(SparkSource(numbers, label="y", time="t"))
@@ -358,12 +346,12 @@ class TestOneSession:
             second.__enter__()
 
 
-def test_a_step_past_its_deadline_is_ended(spark_ready: Settings) -> None:
-    spark_on_ray = SparkOnRay(spark_ready)
+def test_a_step_past_its_deadline_is_ended(shared_spark: Any) -> None:
+    spark_on_ray, spark = shared_spark.session()
     stop = threading.Event()
-    with spark_on_ray as spark:
-        assert spark.range(5).count() == 5
-        with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
-            spark_on_ray.step("waiting", stop.wait, 0.2)
+    assert spark.range(5).count() == 5
+    with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
+        spark_on_ray.step("waiting", stop.wait, 0.2)
+    shared_spark.end()
     stop.set()
     assert not jvms()

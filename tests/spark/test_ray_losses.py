@@ -75,7 +75,7 @@ def kills_its_executor_once(marker: str) -> Any:
 
 
 def test_rows_are_right_after_the_master_jvm_and_then_an_executor_were_killed(
-    spark_ready: Settings, tmp_path: Path
+    no_spark: Settings, tmp_path: Path
 ) -> None:
     starts: list[str] = []
 
@@ -88,17 +88,20 @@ def test_rows_are_right_after_the_master_jvm_and_then_an_executor_were_killed(
         return rows_of(spark, never_ends)
 
     before, said = jvms(), []
-    frame = prepare_frame(SparkSource(prepare, label="y"), None, spark_ready, said.append, deadline_s=120.0)
+    frame = prepare_frame(SparkSource(prepare, label="y"), None, no_spark, said.append, deadline_s=120.0)
     assert len(set(starts)) == 2
     assert (tmp_path / "killed").exists()
     assert any("its application master's JVM has ended" in line and "once more" in line for line in said)
+    steps = ["starting Spark on Ray", "reading with Spark", "taking the partitions from Spark"]
+    assert [line for line in said if line in steps][-3:] == steps
+    assert (Path(no_spark.home) / "logs" / "spark-driver.log").exists()
     # The unbroken run's answer: every row once, in order.
     assert frame["id"].tolist() == list(range(ROWS))
     assert frame["v"].tolist() == [i % 7 for i in range(ROWS)]
     assert not gone([process for process in jvms() if process not in before])
 
 
-def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(spark_ready: Settings) -> None:
+def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(no_spark: Settings) -> None:
     starts: list[str] = []
 
     def prepare(spark: Any) -> Any:
@@ -112,7 +115,7 @@ def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(spark_ready: Setting
 
     before, said = jvms(), []
     with pytest.raises(SparkUnavailable, match=r"Spark was lost while .*\. Logs: "):
-        prepare_frame(SparkSource(prepare, label="y"), None, spark_ready, said.append, deadline_s=120.0)
+        prepare_frame(SparkSource(prepare, label="y"), None, no_spark, said.append, deadline_s=120.0)
     assert len(set(starts)) == 2
     assert any("Spark was lost while" in line and "its master has died" in line for line in said)
     assert not gone([process for process in jvms() if process not in before])

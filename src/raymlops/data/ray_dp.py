@@ -115,6 +115,8 @@ class SparkOnRay:
             helper = self._stack.enter_context(java_node(self._settings, self._logs, self._deadline_s))
             return self.step("starting Spark", lambda: self._start(helper is not None))
         except BaseException:
+            if not self._abandoned:
+                self._abandon()
             self._stack.close()
             raise
 
