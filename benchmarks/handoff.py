@@ -168,7 +168,7 @@ class Peak(threading.Thread):
 
 def child(way: str, rows: int, kind: str, rounds: int) -> None:
     """Prints one line of JSON: seconds of each round, and peak memory of a last one, because sampling costs time."""
-    from raymlops.data.ray_dp import DRIVER_GARBAGE, SparkOnRay
+    from raymlops.data.ray_dp import PLANS_ONLY, SparkOnRay
     from raymlops.loop.ray_connect import connect
     from raymlops.settings import Settings
 
@@ -176,7 +176,7 @@ def child(way: str, rows: int, kind: str, rounds: int) -> None:
         def _configs(self, on_helper: bool) -> dict[str, str]:
             configs = super()._configs(on_helper)
             if way == "toPandas":  # all rows pass the driver
-                options = configs["spark.driver.extraJavaOptions"].replace(DRIVER_GARBAGE, "")
+                options = configs["spark.driver.extraJavaOptions"].replace(PLANS_ONLY, "")
                 configs |= {"spark.driver.memory": "6g", "spark.driver.maxResultSize": "0"}
                 configs |= {"spark.driver.extraJavaOptions": options}
             return configs

@@ -62,7 +62,7 @@ def _tables(writer: Writer, folder: str) -> Iterator[pa.Table]:
                 number += 1
                 yield from _taken(path, writer.read)
         for part in job.result():
-            if part.number >= number and part.rows:
+            if part.number >= number:
                 yield from _brought(part, writer.read)
 
 
@@ -95,9 +95,8 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
         job.ended.wait()
         here, by_node = this_node(), dict[str, list[str]]()
         for part in job.result():
-            if part.rows:
-                node = here if os.path.exists(part.path) else _node_of(part)
-                by_node.setdefault(node, []).append(part.path)
+            node = here if os.path.exists(part.path) else _node_of(part)
+            by_node.setdefault(node, []).append(part.path)
         if not by_node:
             raise DataError("No rows were handed over.")
         yield read_parts(by_node, writer.read, names, contract)

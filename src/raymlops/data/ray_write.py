@@ -1,7 +1,6 @@
 """How a Spark frame's partitions become files beside the executors: as they lie in Spark's rows, or as Arrow by its Python workers.
 
-The first takes no Python worker and no look at a value, and serves rows of one length; texts, lists and what a features function
-makes take the second.
+The first takes no Python worker and no look at a value; lists and what a features function makes take the second.
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ _AT_ONCE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One partition that was written: its number and rows, its file, and the Ray node whose disk it is on."""
+    """One partition that was written and is not empty: its number, its file, and the Ray node whose disk it is on."""
 
     number: int
-    rows: int
     node: str
     path: str
 
@@ -64,7 +62,7 @@ class Writer(Protocol):
         """Makes tables of a file, on whichever node it is."""
 
     def write(self, folder: str, tag: str) -> list[Part]:
-        """Run the job, which has this tag; partitions without rows may be left out."""
+        """Run the job, which has this tag, and say what it left."""
 
     def find(self, folder: str, number: int) -> str | None:
         """The file of a partition, once it is there, on this machine."""
@@ -96,22 +94,20 @@ class RowWriter:
     def __init__(self, frame: DataFrame, form: RowBytes) -> None:
         self.frame, self._form = frame, form
         self._found: dict[int, Part] = {}
+        self._empty: set[int] = set()
 
     @property
     def read(self) -> Callable[[str], Iterable[pa.Table]]:
         return self._form.tables
 
     def write(self, folder: str, tag: str) -> list[Part]:
-        self.frame.write.options(**_AT_ONCE).text(f"file://{folder}")
+        self.frame.write.options(**_AT_ONCE, lineSep=self._form.ends_with).text(f"file://{folder}")
         self._look(folder)
-        written = _records(self.frame, tag)
-        if (there := self._rows()) < written:
+        if self._lacks(tag):
             self._look_elsewhere(folder)
-            if (there := self._rows()) < written:
-                raise SparkUnavailable(
-                    f"Of {written:,} rows that were written {there:,} are left: a node went with its files."
-                )
-        return list(self._found.values())
+            if lost := self._lacks(tag):
+                raise SparkUnavailable(f"Partition {lost[0]} was written and is nowhere: a node went with its files.")
+        return [part for part in self._found.values() if part.number not in self._empty]
 
     def find(self, folder: str, number: int) -> str | None:
         if number not in self._found:
@@ -119,8 +115,10 @@ class RowWriter:
         part = self._found.get(number)
         return None if part is None else part.path
 
-    def _rows(self) -> int:
-        return sum(part.rows for part in self._found.values())
+    def _lacks(self, tag: str) -> list[int]:
+        """Partitions that have rows and no file: Spark writes no file for an empty one, and nothing tells that from a lost one."""
+        job = _Written(self.frame, tag)
+        return [] if len(self._found) == job.tasks else sorted(job.with_rows() - self._found.keys())
 
     def _look(self, folder: str) -> None:
         if os.path.isdir(folder):
@@ -134,8 +132,9 @@ class RowWriter:
     def _take(self, files: Iterable[tuple[str, int]], folder: str, node: str) -> None:
         for name, size in files:
             number = int(name.split("-")[1])
-            rows = size // self._form.size
-            self._found.setdefault(number, Part(number=number, rows=rows, node=node, path=f"{folder}/{name}"))
+            self._found.setdefault(number, Part(number=number, node=node, path=f"{folder}/{name}"))
+            if not size:
+                self._empty.add(number)
 
 
 class ArrowWriter:
@@ -161,7 +160,7 @@ class ArrowWriter:
             rows = frame.mapInArrow(write, "number int, rows long, node string").collect()
         finally:
             conf.set(_BATCH, before)
-        return [Part(number=x.number, rows=x.rows, node=x.node, path=part_path(folder, x.number)) for x in rows]
+        return [Part(number=x.number, node=x.node, path=part_path(folder, x.number)) for x in rows if x.rows]
 
     def find(self, folder: str, number: int) -> str | None:
         path = part_path(folder, number)
@@ -214,24 +213,33 @@ def listed(folder: str) -> list[tuple[str, int]]:
         return [(item.name, item.stat().st_size) for item in entries if item.name.startswith("part-")]
 
 
-def _records(frame: DataFrame, tag: str) -> int:
-    """How many rows the tasks of a job wrote that succeeded: nobody else knows whether a file is missing or its partition empty."""
-    context: Any = frame.sparkSession.sparkContext
-    scala = context._jsc.sc()
-    scala.listenerBus().waitUntilEmpty()
-    store, total = scala.statusStore(), 0
-    for job in scala.statusTracker().getJobIdsForTag(tag):
-        stages = store.job(job).stageIds()
-        for stage in (stages.apply(index) for index in range(stages.size())):
-            attempt = store.lastStageAttempt(stage)
-            if not attempt.numFailedTasks() and not attempt.numKilledTasks():
-                total += attempt.outputRecords()
-                continue
-            tasks = store.taskList(stage, attempt.attemptId(), 2**31 - 1)
+class _Written:
+    """What Spark says of the stage that wrote, once its job has ended."""
+
+    def __init__(self, frame: DataFrame, tag: str) -> None:
+        context: Any = frame.sparkSession.sparkContext
+        scala = context._jsc.sc()
+        scala.listenerBus().waitUntilEmpty()
+        self._store = scala.statusStore()
+        (job,) = scala.statusTracker().getJobIdsForTag(tag)
+        stages = self._store.job(job).stageIds()
+        self._stage = max(stages.apply(index) for index in range(stages.size()))
+        self._last = self._store.lastStageAttempt(self._stage)
+
+    @property
+    def tasks(self) -> int:
+        """One a partition, unless the stage had to begin again, when it is less."""
+        return int(self._last.numTasks())
+
+    def with_rows(self) -> set[int]:
+        """Numbers of the partitions that have rows."""
+        found = set()
+        for attempt in range(self._last.attemptId() + 1):
+            tasks = self._store.taskList(self._stage, attempt, 2**31 - 1)
             for task in (tasks.apply(index) for index in range(tasks.size())):
-                if task.status() == "SUCCESS" and task.taskMetrics().isDefined():
-                    total += task.taskMetrics().get().outputMetrics().recordsWritten()
-    return total
+                if task.status() == "SUCCESS" and task.taskMetrics().get().outputMetrics().recordsWritten():
+                    found.add(int(task.partitionId()))
+        return found
 
 
 # --- other nodes ---------------------------------------------------------------------------------------------
