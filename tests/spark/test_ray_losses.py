@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,26 +122,42 @@ def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(no_spark: Settings) 
     assert not gone([process for process in jvms() if process not in before])
 
 
-def test_a_second_node_and_then_the_driver_are_killed(tmp_path: Path) -> None:
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Two raylets in a process of its own: this one already belongs to the session's cluster."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYMLOPS_"))}
     command = [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(tmp_path)]
-    driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
+    # In a folder of its own, for the address is written there that others on this machine would join; its sockets' paths must be short.
+    with tempfile.TemporaryDirectory(prefix="rn", ignore_cleanup_errors=True) as short:
+        env["RAY_TMPDIR"] = short
+        driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            yield driver
+        finally:
+            below = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+            driver.kill()
+            driver.wait()
+            for process in below:
+                if process.is_running():
+                    process.kill()
+
+
+def test_a_second_node_and_then_the_driver_are_killed(two_nodes: subprocess.Popen[str]) -> None:
+    assert two_nodes.stdout is not None
+    said = next((line for line in two_nodes.stdout if line.startswith("{")), "")
+    assert said, two_nodes.communicate()[1][-3000:]
+    told = json.loads(said)
+    assert told["executors"] == 2
+    assert told["killed"]
+    assert (told["rows"], told["sum"]) == (ROWS, sum(range(ROWS)))
+    whole = psutil.Process(two_nodes.pid)
+    ours, left = whole.children(recursive=True), jvms(of=whole)
+    assert len(left) >= 3  # the driver's, the master's and an executor
     try:
-        said = driver.stdout.readline()
-        assert said, driver.communicate()[1][-3000:]
-        told = json.loads(said)
-        assert told["executors"] == 2
-        assert told["killed"]
-        assert (told["rows"], told["sum"]) == (ROWS, sum(range(ROWS)))
-        below = psutil.Process(driver.pid).children(recursive=True)
-        left = jvms(of=psutil.Process(driver.pid))
-        assert len(left) >= 3  # the driver's, the master's and an executor
+        two_nodes.kill()
+        two_nodes.wait()
+        assert not gone(left)
     finally:
-        driver.kill()
-        driver.wait()
-    assert not gone(left)
-    for process in below:
-        if process.is_running():
-            process.kill()
+        for process in ours:
+            if process.is_running():
+                process.kill()

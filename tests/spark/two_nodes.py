@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def kills_its_node_once(node: str, raylet: int, marker: str) -> Any:
     return work
 
 
+def executors_of(spark: Any) -> int:
+    """How many run, once both do: the session is there before they are."""
+    running, end = 0, time.monotonic() + 60
+    while running < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+        running = spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
+    return int(running)
+
+
 def main() -> None:
     settings = Settings.read({**os.environ, "RAYMLOPS_HOME": sys.argv[1]})
     settings.ensure_home()
@@ -63,7 +73,7 @@ def main() -> None:
     shape = Shape(executors=2, cores=1, memory="512m")
     spark_on_ray = WholeCpus(settings, shape=shape, deadline_s=120.0)
     with spark_on_ray as spark:
-        running = spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
+        running = executors_of(spark)
         frame = read_frame(spark_on_ray, spark, SparkSource(prepare, label="y"), None, lambda _: None)
         told = {"rows": len(frame), "sum": int(frame["id"].sum()), "killed": Path(marker).exists()}
         sys.stdout.write(json.dumps({**told, "executors": running}) + "\n")
