@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from raymlops.data import ray_write
 from raymlops.data.ray_dp import SparkOnRay
 from raymlops.data.ray_handoff import hand_over, spark_arrays, spark_dataset
 from raymlops.data.ray_pack import pack
 from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.ray_read import plain, read_source, with_features
+from raymlops.data.ray_write import RowWriter, writer_of
 from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
@@ -290,7 +292,8 @@ class TestOneSession:
         }
 
     def test_packed_columns_hold_what_plain_ones_do(self, session: tuple[SparkOnRay, Any]) -> None:
-        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion."""
+        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion; with a column of bytes they go
+        through the Python workers."""
         spark_on_ray, spark = session
         kinds = ("float", "double", "int", "bigint")
         columns = [
@@ -298,12 +301,21 @@ class TestOneSession:
             for kind in kinds
             for i in range(66 if kind == "float" else 3)
         ]
-        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, "float('nan') n", "cast(id as string) s")
+        others = ["if(id % 3 = 0, null, repeat('é', id % 9)) s", "date_from_unix_date(id) d", "timestamp_seconds(id) t"]
+        others += [
+            "if(id % 5 = 0, null, timestamp_ntz '2026-03-29 02:30:00') l",
+            "cast(id as smallint) h",
+            "float('nan') n",
+        ]
+        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, *others, "cast(id % 7 as tinyint) y")
         assert [len(item.columns) for item in pack(frame)[1]] == [67, 3, 3, 3]
         expected = plain(pa.Table.from_batches(frame._collect_as_arrow()))
-        found = plain(*hand_over(frame, spark_on_ray.folder()))
-        pd.testing.assert_frame_equal(found, expected)
-        sorted_ = frame.orderBy(frame["s"].desc()).groupBy("s").agg({f"`float .{i}`": "max" for i in range(3)})
+        for given in (frame, frame.withColumn("raw", frame["s"].cast("binary"))):
+            assert isinstance(writer_of(given), RowWriter) == (given is frame)
+            found = plain(*hand_over(given, spark_on_ray.folder()))
+            pd.testing.assert_frame_equal(found[expected.columns], expected)
+        assert found["raw"].dropna().map(bytes.decode).tolist() == expected["s"].dropna().tolist()
+        sorted_ = frame.orderBy(frame["t"].desc()).groupBy("t").agg({f"`float .{i}`": "max" for i in range(3)})
         assert len(plain(*hand_over(sorted_, spark_on_ray.folder()))) == 300
         twice = frame.select("s", frame["s"].alias("S"), *[frame[f"`int .{i}`"] for i in range(3)])
         assert pack(twice)[1] == ()
@@ -312,6 +324,23 @@ class TestOneSession:
         assert found["s"].tolist() == found["S"].tolist()
         with pytest.raises(DataError, match="More than one column is called 's'"):
             list(hand_over(frame.select("s", "s"), spark_on_ray.folder()))
+
+    def test_an_empty_partition_is_none_and_a_lost_one_is_an_error(
+        self, session: tuple[SparkOnRay, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Spark writes no file for an empty partition; a file that is gone with its node looks the same."""
+        spark_on_ray, spark = session
+        frame = spark.range(0, 6000, 1, 6).where("id < 500 or id between 2500 and 3500")
+        found = plain(*hand_over(frame, spark_on_ray.folder()))
+        assert found["id"].tolist() == [*range(500), *range(2500, 3501)]
+        seen = ray_write.listed
+        monkeypatch.setattr(
+            ray_write, "listed", lambda folder: [x for x in seen(folder) if not x[0].startswith("part-00002")]
+        )
+        with pytest.raises(
+            SparkUnavailable, match="Partition 2 was written and is nowhere: a node went with its files"
+        ):
+            list(hand_over(frame, spark_on_ray.folder()))
 
     def test_a_stream_for_ray_train_by_a_contract(self, session: tuple[SparkOnRay, Any]) -> None:
         spark_on_ray, spark = session

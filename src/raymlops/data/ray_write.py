@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,8 +122,7 @@ class RowWriter:
         return [] if len(self._found) == job.tasks else sorted(job.with_rows() - self._found.keys())
 
     def _look(self, folder: str) -> None:
-        if os.path.isdir(folder):
-            self._take(listed(folder), folder, "")
+        self._take(listed(folder), folder, "")
 
     def _look_elsewhere(self, folder: str) -> None:
         for node in nodes_elsewhere():
@@ -207,10 +207,13 @@ def read_tables(path: str) -> Iterator[pa.Table]:
 
 def listed(folder: str) -> list[tuple[str, int]]:
     """Names and bytes of the partitions' files that Spark has finished in a folder, if there is one."""
-    if not os.path.isdir(folder):
-        return []
-    with os.scandir(folder) as entries:
-        return [(item.name, item.stat().st_size) for item in entries if item.name.startswith("part-")]
+    found = []
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for item in entries:
+            if item.name.startswith("part-"):
+                with suppress(FileNotFoundError):  # it has been read meanwhile
+                    found.append((item.name, item.stat().st_size))
+    return found
 
 
 class _Written:
