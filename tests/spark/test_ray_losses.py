@@ -7,19 +7,23 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 import ray
 from raydp.spark.ray_cluster_master import RAYDP_SPARK_MASTER_SUFFIX
 
+from raymlops.data.ray_dp import SparkOnRay
 from raymlops.data.ray_prepare import prepare_frame
 from raymlops.data.sources import SparkSource
+from raymlops.data.spark_size import Shape
 from raymlops.errors import SparkUnavailable
 from raymlops.settings import Settings
 
@@ -42,6 +46,14 @@ def gone(left: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run after a while."""
     _, alive = psutil.wait_procs(left, timeout=30)
     return list(alive)
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within a minute."""
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return condition()
 
 
 def rows_of(spark: Any, work: Any) -> Any:
@@ -120,6 +132,34 @@ def test_losing_it_twice_is_a_typed_error_and_leaves_no_jvm(no_spark: Settings) 
     assert len(set(starts)) == 2
     assert any("Spark was lost while" in line and "its master has died" in line for line in said)
     assert not gone([process for process in jvms() if process not in before])
+
+
+class SoonIdle(SparkOnRay):
+    IDLE_S = 2
+
+
+def test_executors_are_added_for_a_long_job_and_released_when_idle(no_spark: Settings) -> None:
+    """Two executors on the one node: Ray counts a tenth of a CPU for each."""
+
+    def slow(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            time.sleep(0.5)
+            yield batch
+
+    def executors() -> int:
+        """The driver is listed among them."""
+        return len(spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1
+
+    with SoonIdle(no_spark, shape=Shape(executors=1, cores=1, memory="512m", most=2)) as spark:
+        rows = spark.range(0, 60, 1, 60).mapInArrow(slow, "id long")
+        job = threading.Thread(target=lambda: rows.write.format("noop").mode("overwrite").save())
+        job.start()
+        assert soon(lambda: executors() == 2)
+        held = ray.available_resources()["memory"]
+        job.join()
+        assert soon(lambda: executors() == 1)
+        assert soon(lambda: ray.available_resources()["memory"] > held)
+        assert spark.range(60).count() == 60
 
 
 @pytest.fixture

@@ -84,6 +84,9 @@ class SparkOnRay:
     SparkUnavailable : Spark did not start or answer in time, or died; all that was started has been ended
     """
 
+    IDLE_S = 60
+    """Seconds after which an executor without tasks is released."""
+
     def __init__(
         self,
         settings: Settings,
@@ -248,6 +251,15 @@ class SparkOnRay:
             "spark.ui.showConsoleProgress": "false",
             "spark.local.dir": str(self._scratch),
         }
+        if shape.most is not None:
+            configs |= {
+                "spark.dynamicAllocation.enabled": "true",
+                "spark.dynamicAllocation.shuffleTracking.enabled": "true",  # what holds a shuffle's rows stays
+                "spark.dynamicAllocation.minExecutors": "1",
+                "spark.dynamicAllocation.initialExecutors": str(shape.executors),
+                "spark.dynamicAllocation.maxExecutors": str(shape.most),
+                "spark.dynamicAllocation.executorIdleTimeout": f"{self.IDLE_S}s",
+            }
         if self._jars:
             configs["spark.driver.extraClassPath"] = configs["spark.executor.extraClassPath"] = ":".join(self._jars)
         if on_helper:
