@@ -49,7 +49,7 @@ def row_of(packed: list[list[float | None]], singles: list[tuple[str, Any]]) -> 
 
 @pytest.mark.parametrize("texts", [False, True])
 def test_every_type_with_and_without_nulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: bool) -> None:
-    monkeypatch.setattr(row_bytes, "_BATCH_BYTES", 4000)  # some batches
+    monkeypatch.setattr(row_bytes, "_TEXT_BATCH_BYTES" if texts else "_BATCH_BYTES", 4000)  # some batches
     rng = np.random.default_rng(0)
     kinds = [kind for kind in KINDS if texts or kind != "string"] * 8  # more than one word of null bits
     singles = tuple((f"{kind} {i}", kind) for i, kind in enumerate(kinds))
@@ -89,7 +89,7 @@ def test_every_type_with_and_without_nulls(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_texts_become_codes_of_one_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_bytes, "_BATCH_BYTES", 600)
+    monkeypatch.setattr(row_bytes, "_TEXT_BATCH_BYTES", 600)
     form = RowBytes(packs=(), singles=(("k", "string"), ("y", "int")), ends_with=ENDS_WITH)
     texts = [f"category number {i % 7}" for i in range(100)]
     rows = [row_of([], [("string", text), ("int", i)]) for i, text in enumerate(texts)]

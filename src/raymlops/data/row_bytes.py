@@ -36,6 +36,7 @@ KINDS = {
     "string": pa.string(),
 }
 _BATCH_BYTES = 1 << 20  # stays in a core's cache until its values are where they belong
+_TEXT_BATCH_BYTES = 1 << 23  # with texts each column of a batch costs some ten calls
 _LOW = 0xFFFFFFFF
 _INLINE = 12  # so many bytes of a text Arrow keeps in the place of a pointer
 
@@ -89,7 +90,7 @@ class RowBytes:
 
     def _of_many_lengths(self, file: Any, path: str) -> Iterator[list[pa.Array]]:
         left = os.fstat(file.fileno()).st_size
-        buffer, kept = np.empty(max(_BATCH_BYTES // WORD, 64), np.int64), 0
+        buffer, kept = np.empty(max(_TEXT_BATCH_BYTES // WORD, 64), np.int64), 0
         while left:
             if kept == len(buffer):  # one row is longer
                 buffer = np.concatenate([buffer, np.empty_like(buffer)])
