@@ -1,6 +1,6 @@
 """From a Spark frame to arrays a model can be fitted on: raymlops against the ways that Spark, RayDP and Ray Data offer.
 
-    python benchmarks/handoff.py [--quick] [--rows N ...] [--rounds N] [--mixed]
+    python benchmarks/handoff.py [--quick] [--rows N ...] [--rounds N] [--mixed] [--ways WAY ...] [--results FILE]
 
 Two tables: 28 float32 columns and a label, at 1, 5 and 20 million rows; and a mixed one of 10 categories, 5 texts, 5 timestamps and a label,
 at 1 million rows. Spark makes their values from the row's number while it hands them over, which costs next to nothing, so that the
@@ -18,7 +18,8 @@ The last two are filled into arrays by raymlops' own code, block by block. Peak 
 Python workers) hold in anonymous and mapped pages and in /dev/shm, sampled five times a second in a
 run of its own that is not timed, less what they held before; as a multiple of the
 arrays' own size. Pages of files that nobody has mapped are the system's cache and are not counted, for any way. Every way's column sums are
-compared. The last line is JSON. ``--quick``: 1 million rows, 1 round.
+compared. The last line is JSON. ``--quick``: 1 million rows, 1 round. With ``--results`` what was measured is kept in a file, and what is
+in it is not measured again: the tables can be done in pieces.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class Peak(threading.Thread):
 
 def child(way: str, rows: int, kind: str, rounds: int) -> None:
     """Prints one line of JSON: seconds of each round, and peak memory of a last one, because sampling costs time."""
-    from raymlops.data.ray_dp import DRIVER_GARBAGE, SparkOnRay
+    from raymlops.data.ray_dp import PLANS_ONLY, SparkOnRay
     from raymlops.loop.ray_connect import connect
     from raymlops.settings import Settings
 
@@ -176,7 +177,7 @@ def child(way: str, rows: int, kind: str, rounds: int) -> None:
         def _configs(self, on_helper: bool) -> dict[str, str]:
             configs = super()._configs(on_helper)
             if way == "toPandas":  # all rows pass the driver
-                options = configs["spark.driver.extraJavaOptions"].replace(DRIVER_GARBAGE, "")
+                options = configs["spark.driver.extraJavaOptions"].replace(PLANS_ONLY, "")
                 configs |= {"spark.driver.memory": "6g", "spark.driver.maxResultSize": "0"}
                 configs |= {"spark.driver.extraJavaOptions": options}
             return configs
@@ -233,11 +234,16 @@ def measure(way: str, rows: int, kind: str, rounds: int) -> dict[str, Any]:
     return told
 
 
-def compare(rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
-    """All ways on one table."""
+def compare(rows: int, kind: str, rounds: int, ways: Sequence[str], known: Known) -> dict[str, Any]:
+    """All ways on one table, and those whose results are known."""
     found: dict[str, Any] = {}
-    for way in ways:
-        told = measure(way, rows, kind, rounds)
+    for way in WAYS:
+        told = known.get(f"{rows} {kind} {way}")
+        if told is None:
+            if way not in ways:
+                continue
+            told = measure(way, rows, kind, rounds)
+            known.keep(f"{rows} {kind} {way}", told)
         found[way] = (
             told
             if "failed" in told
@@ -259,6 +265,22 @@ def compare(rows: int, kind: str, rounds: int, ways: Sequence[str]) -> dict[str,
     return {"rows": rows, "kind": kind, "best_peer": best, "ratio": ratio and round(ratio, 2), "ways": found}
 
 
+class Known:
+    """What was measured before, in a file where there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._told: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        return self._told.get(name)
+
+    def keep(self, name: str, told: dict[str, Any]) -> None:
+        self._told[name] = told
+        if self._path is not None:
+            self._path.write_text(json.dumps(self._told))
+
+
 def tables(options: argparse.Namespace) -> Iterator[tuple[int, str, int]]:
     """Rows, kind and rounds of each comparison."""
     for rows in options.rows or ([1_000_000] if options.quick else [1_000_000, 5_000_000, 20_000_000]):
@@ -275,16 +297,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--mixed", action="store_true", help="the mixed table only")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="these only")
+    parser.add_argument("--results", type=Path, help="a file that keeps what was measured")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         child(options.way, options.rows[0], options.kind, options.rounds)
         return
-    load = machine()
+    load, known = machine(), Known(options.results)
     made = []
     for rows, kind, rounds in tables(options):
-        made.append(compare(rows, kind, rounds, options.ways))
+        made.append(compare(rows, kind, rounds, options.ways, known))
     wide = {item["rows"]: item for item in made if item["kind"] == "floats"}
     ratios = {
         f"ratio_best_peer_{rows // 10**6}m": wide.get(rows, {}).get("ratio") for rows in (10**6, 5 * 10**6, 20 * 10**6)

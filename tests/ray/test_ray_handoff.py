@@ -11,8 +11,9 @@ from pathlib import Path
 SCRIPT = """
 import json, sys
 import numpy as np, pyarrow as pa, ray
-from raymlops.data.handed import write_part
+from raymlops.data.handed import part_path, write_part
 from raymlops.data.ray_handoff import read_parts
+from raymlops.data.ray_write import read_tables
 from raymlops.data.schema import learn_contract
 
 ROWS, COLUMNS, PARTS = 65_536, 16, 40
@@ -27,7 +28,8 @@ contract = learn_contract(batch.to_pandas(), "y")
 ray.init(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 rows = found = labels = 0
-for batch in read_parts({"": range(PARTS)}, folder, [*columns, "y"], contract).iter_batches(batch_size=None, batch_format="numpy"):
+files = [part_path(folder, number) for number in range(PARTS)]
+for batch in read_parts({"": files}, read_tables, [*columns, "y"], contract).iter_batches(batch_size=None, batch_format="numpy"):
     rows += len(batch["y"])
     found += float(batch["c0"].sum(dtype=np.float64))
     labels += float(batch["y"].sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from raymlops.data.ray_asof import as_of
 from raymlops.data.ray_dp import SparkOnRay
 from raymlops.errors import DataError
-from raymlops.settings import Settings
 
 CASES = 300
 START = pd.Timestamp("2026-03-28 22:00")
@@ -38,10 +36,9 @@ def tables(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return left.assign(row=np.arange(len(left))), side(20, "known")
 
 
-@pytest.fixture(scope="module")
-def spark(spark_ready: Settings) -> Iterator[Any]:
-    with SparkOnRay(spark_ready) as session:
-        yield session
+@pytest.fixture
+def spark(session: tuple[SparkOnRay, Any]) -> Any:
+    return session[1]
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:

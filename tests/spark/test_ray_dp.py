@@ -23,12 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from raymlops.data import ray_write
 from raymlops.data.ray_dp import SparkOnRay
 from raymlops.data.ray_handoff import hand_over, spark_arrays, spark_dataset
 from raymlops.data.ray_pack import pack
 from raymlops.data.ray_parity import through_spark
 from raymlops.data.ray_prepare import prepare_frame, read_frame
 from raymlops.data.ray_read import plain, read_source, with_features
+from raymlops.data.ray_write import RowWriter, writer_of
 from raymlops.data.schema import learn_contract
 from raymlops.data.snapshot import Arrays, order_by_time
 from raymlops.data.sources import FileSource, FrameSource, SparkSource
@@ -100,27 +102,12 @@ def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(twice=frame.price * 2, cheap=frame.price < 2)
 
 
-def test_csv_with_features_in_time_order(spark_ready: Settings, folder: Path) -> None:
-    said: list[str] = []
-    source = FileSource(f"file://{folder}/*.csv", label="sold", time="when", drop=("flag",), engine="spark")
-    frame = prepare_frame(source, add_ratio, spark_ready, said.append)
-    assert list(frame.columns) == ["price", "city", "twice", "cheap", "sold", "when"]
-    assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]  # by time, ties in file order, no label left out
-    assert frame["city"].tolist() == ["Bergen", None, 'say "hi"', "Oslo, west"]
-    np.testing.assert_array_equal(frame["twice"], [np.nan, 5.0, 9.0, 3.0])
-    assert frame["when"].dtype.kind == "M"
-    told = [line for line in said if not line.startswith("Spark stage")]
-    assert told == ["starting Spark on Ray", "reading with Spark", "taking the partitions from Spark"]
-    assert (Path(spark_ready.home) / "logs" / "spark-driver.log").exists()
-    assert not jvms()
-
-
 def test_a_frame_needs_no_jvm_and_gives_the_same(spark_ready: Settings, folder: Path) -> None:
     given = pd.read_csv(folder / "sales.csv", parse_dates=["when"])
-    source = FrameSource(pa.Table.from_pandas(given), label="sold", time="when", drop=("flag",))
+    source, before = FrameSource(pa.Table.from_pandas(given), label="sold", time="when", drop=("flag",)), jvms()
     frame = prepare_frame(source, add_ratio, spark_ready)
     assert frame["sold"].tolist() == ["no", "yes", "no", "yes"]
-    assert not jvms()
+    assert jvms() == before
 
 
 def numbers(spark: Any) -> Any:
@@ -129,19 +116,22 @@ def numbers(spark: Any) -> Any:
 
 
 class TestOneSession:
-    """What one Spark session can show, for the price of one start."""
+    """What one Spark session can show."""
 
     Read = Callable[..., pd.DataFrame]
 
-    @pytest.fixture(scope="class")
-    def session(self, spark_ready: Settings) -> Iterator[tuple[SparkOnRay, Any]]:
-        spark_on_ray = SparkOnRay(spark_ready)
-        with spark_on_ray as spark:
-            yield spark_on_ray, spark
-
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def read(self, session: tuple[SparkOnRay, Any]) -> Read:
         return lambda source, features=None, **more: read_frame(*session, source, features, lambda _: None, **more)
+
+    def test_csv_with_features(self, read: Read, folder: Path) -> None:
+        frame = read(FileSource(f"file://{folder}/*.csv", label="sold", time="when", drop=("flag",)), add_ratio)
+        assert list(frame.columns) == ["price", "city", "twice", "cheap", "sold", "when"]
+        assert frame["sold"].tolist() == ["yes", "no", "yes", None, "no"]
+        assert frame["city"].tolist() == ["Oslo, west", "Bergen", None, None, 'say "hi"']
+        np.testing.assert_array_equal(frame["twice"], [3.0, np.nan, 5.0, 7.0, 9.0])
+        assert frame["cheap"].tolist() == [True, False, False, False, False]
+        assert frame["when"].dtype.kind == "M"
 
     def test_a_spark_function(self, read: Read) -> None:
         frame = read(SparkSource(numbers, label="y", time="t"))
@@ -181,7 +171,7 @@ class TestOneSession:
         assert list(frame.columns) == ["price", "twice", "cheap", "sold", "when", "city"]
         ((plan, files),) = told
         assert "== Physical Plan ==" in plan
-        assert "MapInPandas" in plan
+        assert "FileScan csv" in plan
         assert [name.removeprefix("file://") for name in files] == [f"{folder}/sales.csv"]
 
     def test_parity_with_spark_among_the_ways(self, session: tuple[SparkOnRay, Any], folder: Path) -> None:
@@ -222,8 +212,10 @@ class TestOneSession:
         given.to_parquet(tmp_path / "rows.parquet")
         source = FileSource(str(tmp_path / "rows.parquet"), label="y", engine="spark")
         spark_on_ray, spark = session
-        prepared = with_features(read_source(spark, source), source, with_half).repartition(2)
-        frame = plain(*spark_on_ray.step("handing over", lambda: list(hand_over(prepared, str(tmp_path / "parts")))))
+        rows, make = with_features(read_source(spark, source), source, with_half)
+        assert make is not None
+        rows = rows.repartition(2)
+        frame = plain(*spark_on_ray.step("handing over", lambda: list(hand_over(rows, str(tmp_path / "parts"), make))))
         contract = learn_contract(frame, "y")
         x = contract.encode(frame)
         sizes = {i: len(column.categories) for i, column in enumerate(contract.columns) if column.kind == "category"}
@@ -231,11 +223,11 @@ class TestOneSession:
 
         def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             part = Sketch.empty(bins)
-            for batch in batches:
+            for batch in make(batches):
                 part += Sketch.of(bins, contract.encode(plain(pa.Table.from_batches([batch]))))
             yield pa.RecordBatch.from_pydict({"part": [json.dumps(part.to_dict())]})
 
-        parts = spark_on_ray.step("counting", lambda: prepared.mapInArrow(count, "part string").collect())
+        parts = spark_on_ray.step("counting", lambda: rows.mapInArrow(count, "part string").collect())
         sketches = [Sketch.from_dict(json.loads(row["part"])) for row in parts]
         assert sum(part.rows > 0 for part in sketches) > 1
         assert reduce(operator.add, sketches) == Sketch.of(bins, x)
@@ -344,7 +336,8 @@ class TestOneSession:
         }
 
     def test_packed_columns_hold_what_plain_ones_do(self, session: tuple[SparkOnRay, Any]) -> None:
-        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion."""
+        """The bytes in Spark's rows, of every type and with nulls, against Spark's own conversion; with a column of bytes they go
+        through the Python workers."""
         spark_on_ray, spark = session
         kinds = ("float", "double", "int", "bigint")
         columns = [
@@ -352,12 +345,21 @@ class TestOneSession:
             for kind in kinds
             for i in range(66 if kind == "float" else 3)
         ]
-        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, "float('nan') n", "cast(id as string) s")
+        others = ["if(id % 3 = 0, null, repeat('é', id % 9)) s", "date_from_unix_date(id) d", "timestamp_seconds(id) t"]
+        others += [
+            "if(id % 5 = 0, null, timestamp_ntz '2026-03-29 02:30:00') l",
+            "cast(id as smallint) h",
+            "float('nan') n",
+        ]
+        frame = spark.range(0, 300, 1, 3).selectExpr("id % 2 = 0 b", *columns, *others, "cast(id % 7 as tinyint) y")
         assert [len(item.columns) for item in pack(frame)[1]] == [67, 3, 3, 3]
         expected = plain(pa.Table.from_batches(frame._collect_as_arrow()))
-        found = plain(*hand_over(frame, spark_on_ray.folder()))
-        pd.testing.assert_frame_equal(found, expected)
-        sorted_ = frame.orderBy(frame["s"].desc()).groupBy("s").agg({f"`float .{i}`": "max" for i in range(3)})
+        for given in (frame, frame.withColumn("raw", frame["s"].cast("binary"))):
+            assert isinstance(writer_of(given), RowWriter) == (given is frame)
+            found = plain(*hand_over(given, spark_on_ray.folder()))
+            pd.testing.assert_frame_equal(found[expected.columns], expected)
+        assert found["raw"].dropna().map(bytes.decode).tolist() == expected["s"].dropna().tolist()
+        sorted_ = frame.orderBy(frame["t"].desc()).groupBy("t").agg({f"`float .{i}`": "max" for i in range(3)})
         assert len(plain(*hand_over(sorted_, spark_on_ray.folder()))) == 300
         twice = frame.select("s", frame["s"].alias("S"), *[frame[f"`int .{i}`"] for i in range(3)])
         assert pack(twice)[1] == ()
@@ -366,6 +368,23 @@ class TestOneSession:
         assert found["s"].tolist() == found["S"].tolist()
         with pytest.raises(DataError, match="More than one column is called 's'"):
             list(hand_over(frame.select("s", "s"), spark_on_ray.folder()))
+
+    def test_an_empty_partition_is_none_and_a_lost_one_is_an_error(
+        self, session: tuple[SparkOnRay, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Spark writes no file for an empty partition; a file that is gone with its node looks the same."""
+        spark_on_ray, spark = session
+        frame = spark.range(0, 6000, 1, 6).where("id < 500 or id between 2500 and 3500")
+        found = plain(*hand_over(frame, spark_on_ray.folder()))
+        assert found["id"].tolist() == [*range(500), *range(2500, 3501)]
+        seen = ray_write.listed
+        monkeypatch.setattr(
+            ray_write, "listed", lambda folder: [x for x in seen(folder) if not x[0].startswith("part-00002")]
+        )
+        with pytest.raises(
+            SparkUnavailable, match="Partition 2 was written and is nowhere: a node went with its files"
+        ):
+            list(hand_over(frame, spark_on_ray.folder()))
 
     def test_a_stream_for_ray_train_by_a_contract(self, session: tuple[SparkOnRay, Any]) -> None:
         spark_on_ray, spark = session
@@ -400,12 +419,12 @@ class TestOneSession:
             second.__enter__()
 
 
-def test_a_step_past_its_deadline_is_ended(spark_ready: Settings) -> None:
-    spark_on_ray = SparkOnRay(spark_ready)
+def test_a_step_past_its_deadline_is_ended(shared_spark: Any) -> None:
+    spark_on_ray, spark = shared_spark.session()
     stop = threading.Event()
-    with spark_on_ray as spark:
-        assert spark.range(5).count() == 5
-        with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
-            spark_on_ray.step("waiting", stop.wait, 0.2)
+    assert spark.range(5).count() == 5
+    with pytest.raises(SparkUnavailable, match=r"Spark did not finish waiting within 0\.2 s and was ended"):
+        spark_on_ray.step("waiting", stop.wait, 0.2)
+    shared_spark.end()
     stop.set()
     assert not jvms()

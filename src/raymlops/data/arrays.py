@@ -126,8 +126,6 @@ class Growing:
         self._dtype, self._width = np.dtype(dtype), width
         self._row_bytes = max(1, self._dtype.itemsize * width)
         self._memory = mmap.mmap(-1, self._whole(_FIRST_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.rows = 0
 
     def take(self, rows: int) -> npt.NDArray[Any]:

@@ -74,6 +74,17 @@ def _schema_of(batch: pa.RecordBatch, packs: Mapping[str, Pack]) -> pa.Schema:
     return pa.schema(fields)
 
 
+def values_of(batch: pa.RecordBatch, packs: Sequence[Pack]) -> pa.Table:
+    """A batch of Spark's as a table, what is packed as its values."""
+    by_name = {pack.name: pack for pack in packs}
+    fields = [by_name[field.name].field if field.name in by_name else field for field in batch.schema]
+    columns = [
+        by_name[field.name].of_spark(column) if field.name in by_name else column
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
 def _written(batch: pa.RecordBatch, schema: pa.Schema, packs: Mapping[str, Pack]) -> pa.RecordBatch:
     columns = []
     for field, column in zip(schema, batch.columns, strict=True):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 _COLUMNS = b"columns"
-_WORD = 8
+WORD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +48,55 @@ class Pack:
         ------
         ValueError : bytes that are no such arrays
         """
-        rows, width, dtype = len(given), len(self.columns), np.dtype(self.kind)
-        head = _WORD + _WORD * -(-width // 64)
-        size = head + _WORD * -(-width * dtype.itemsize // _WORD)
+        rows, size = len(given), self.size
         _, ends, content = given.buffers()
         at = np.frombuffer(ends, np.int32, rows + 1, given.offset * 4) if rows else np.zeros(1, np.int32)
         if given.null_count or at[-1] - at[0] != rows * size:
-            raise ValueError(f"{at[-1] - at[0]} bytes are not {rows} of Spark's arrays of {width} {self.kind}.")
-        raw = (
+            raise ValueError(
+                f"{at[-1] - at[0]} bytes are not {rows} of Spark's arrays of {len(self.columns)} {self.kind}."
+            )
+        return self.of_bytes(
             np.frombuffer(content, np.uint8, rows * size, at[0]).reshape(rows, size)
             if rows
             else np.empty((0, size), "u1")
         )
-        # A copy also of one row, whose bytes are contiguous as they are: Arrow's memory is not to be written to.
+
+    @property
+    def size(self) -> int:
+        """Bytes of one of Spark's arrays."""
+        return self._head + words(len(self.columns) * np.dtype(self.kind).itemsize)
+
+    @property
+    def _head(self) -> int:
+        return WORD + null_bytes(len(self.columns))
+
+    def of_bytes(self, raw: npt.NDArray[np.uint8]) -> pa.FixedSizeListArray:
+        """The values of Spark's arrays ``(n_rows, size)``, which are copied; nulls of floats as NaN."""
+        width, dtype, head = len(self.columns), np.dtype(self.kind), self._head
+        # A copy also of one row, whose bytes are contiguous as they are: the memory is not to be written to.
         values = raw[:, head : head + width * dtype.itemsize].copy().view(dtype)
-        nulls = raw[:, _WORD:head]
-        missing: npt.NDArray[np.bool_] | None = None
-        if nulls.any():
-            missing = np.unpackbits(np.ascontiguousarray(nulls), axis=1, count=width, bitorder="little").astype(bool)
-            if dtype.kind == "f":
-                values[missing], missing = np.nan, None
+        missing = null_bits(raw[:, WORD:head], width)
+        if missing is not None and dtype.kind == "f":
+            values[missing], missing = np.nan, None
         flat = pa.array(values.ravel(), mask=None if missing is None else missing.ravel())
         return pa.FixedSizeListArray.from_arrays(flat, width)
+
+
+def words(size: int) -> int:
+    """Bytes in whole words."""
+    return WORD * -(-size // WORD)
+
+
+def null_bytes(width: int) -> int:
+    """Bytes of the bits that tell which of ``width`` values are null."""
+    return words(-(-width // 8))
+
+
+def null_bits(raw: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_] | None:
+    """Which values ``(n_rows, width)`` are null, by the bits of each row; ``None`` when none is."""
+    if not raw.any():
+        return None
+    return np.unpackbits(np.ascontiguousarray(raw), axis=1, count=width, bitorder="little").astype(bool)
 
 
 def columns_of(field: pa.Field) -> tuple[str, ...]:

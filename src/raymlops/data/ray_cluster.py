@@ -21,7 +21,10 @@ class WatchedMaster(_Master):
 
 
 class QuietSparkCluster(SparkCluster):
-    """Starts RayDP's master actor where the driver is: the driver's JVM uses the sockets of the master's node."""
+    """Starts RayDP's master actor where the driver is: the driver's JVM uses the sockets of the master's node.
+
+    Its start is not waited for before somebody wants the master: the driver's JVM can start at the same time.
+    """
 
     def __init__(
         self, name: str, executors: int, cores: int, memory: str, configs: dict[str, str], anywhere: bool
@@ -42,7 +45,11 @@ class QuietSparkCluster(SparkCluster):
         self._spark_master_handle = watched.options(**options).remote(self._configs)
         # The gateway's own output would be printed by every driver that shows its workers' logs.
         silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        ray.get(self._spark_master_handle.start_up.remote(silence))
+        self._starting = self._spark_master_handle.start_up.remote(silence)
+
+    def get_cluster_url(self) -> str:
+        ray.get(self._starting)
+        return str(super().get_cluster_url())
 
 
 class QuietSparkContext:
@@ -61,7 +68,7 @@ class QuietSparkContext:
         self._ended = False
 
     def start_master(self) -> None:
-        """Start the master actor; this also fills in the configuration of the driver's JVM."""
+        """Begin to start the master actor; this also fills in the configuration of the driver's JVM."""
         self._cluster = QuietSparkCluster(*self._arguments)
 
     def get_or_create_session(self) -> Any:

@@ -49,7 +49,8 @@ _LOOK_S = 1.0
 _YOUNG_MB = 64
 # Of some tens of columns Spark makes one method, and by itself a JVM only interprets methods of more than 8,000 bytes.
 _COMPILED = "-XX:-DontCompileHugeMethods"
-DRIVER_GARBAGE = "-XX:+UseSerialGC -XX:MaxNewSize=64m"  # it plans; rows pass it by
+# What plans and computes nothing: rows pass it by, and compiling well takes more than it gives.
+PLANS_ONLY = "-XX:+UseSerialGC -XX:MaxNewSize=64m -XX:TieredStopAtLevel=1"
 _GRACE_S = 86400.0
 
 _LOG4J = """\
@@ -83,6 +84,9 @@ class SparkOnRay:
     SparkUnavailable : Spark did not start or answer in time, or died; all that was started has been ended
     """
 
+    IDLE_S = 60
+    """Seconds after which an executor without tasks is released."""
+
     def __init__(
         self,
         settings: Settings,
@@ -115,6 +119,8 @@ class SparkOnRay:
             helper = self._stack.enter_context(java_node(self._settings, self._logs, self._deadline_s))
             return self.step("starting Spark", lambda: self._start(helper is not None))
         except BaseException:
+            if not self._abandoned:
+                self._abandon()
             self._stack.close()
             raise
 
@@ -228,9 +234,9 @@ class SparkOnRay:
         # Rows that pass through are garbage at once: a larger young generation only spreads them over more memory.
         garbage = f"{_COMPILED} -XX:+UseParallelGC -XX:MaxNewSize={_YOUNG_MB * min(shape.cores, 8)}m"
         configs = {
-            "spark.driver.extraJavaOptions": f"{_JAVA_OPTIONS} {DRIVER_GARBAGE}",
+            "spark.driver.extraJavaOptions": f"{_JAVA_OPTIONS} {PLANS_ONLY}",
             "spark.executor.extraJavaOptions": f"{_JAVA_OPTIONS} {quiet} {garbage}",
-            "spark.ray.raydp_app_master.extraJavaOptions": _JAVA_OPTIONS,
+            "spark.ray.raydp_app_master.extraJavaOptions": f"{_JAVA_OPTIONS} {PLANS_ONLY}",
             "spark.log4j.config.file.name": f"file:{log4j}",
             "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
             "spark.ray.raydp_spark_executor.actor.resource.cpu": "0" if on_helper else str(_SOME_CPU),
@@ -245,6 +251,15 @@ class SparkOnRay:
             "spark.ui.showConsoleProgress": "false",
             "spark.local.dir": str(self._scratch),
         }
+        if shape.most is not None:
+            configs |= {
+                "spark.dynamicAllocation.enabled": "true",
+                "spark.dynamicAllocation.shuffleTracking.enabled": "true",  # what holds a shuffle's rows stays
+                "spark.dynamicAllocation.minExecutors": "1",
+                "spark.dynamicAllocation.initialExecutors": str(shape.executors),
+                "spark.dynamicAllocation.maxExecutors": str(shape.most),
+                "spark.dynamicAllocation.executorIdleTimeout": f"{self.IDLE_S}s",
+            }
         if self._jars:
             configs["spark.driver.extraClassPath"] = configs["spark.executor.extraClassPath"] = ":".join(self._jars)
         if on_helper:
@@ -382,7 +397,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of a long Spark message that says why: the Python exception inside it, else its first line."""
+    """The line of a long Spark message that says why: the Python exception inside it, else the first cause, else its first line."""
     from py4j.protocol import Py4JJavaError
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -390,6 +405,10 @@ def _reason(error: BaseException) -> str:
     python = [x for x in lines if x.split(":")[0].endswith(("Error", "Exception")) and not x.startswith(java)]
     if python:
         return python[-1]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    if causes:
+        name, _, said = causes[-1].partition(": ")
+        return said if said and " " not in name else causes[-1]
     if isinstance(error, Py4JJavaError):
         return str(error.java_exception.getMessage()).strip().splitlines()[0]
     return lines[0] if lines else type(error).__name__

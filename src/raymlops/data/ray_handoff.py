@@ -1,6 +1,6 @@
-"""From Spark to arrays and to Ray Data: each partition becomes an Arrow file where it was computed, in Spark's Python worker.
+"""From Spark to arrays and to Ray Data: each partition becomes a file where it was computed.
 
-The driver maps the files of its own machine into memory while Spark still computes others; those of other nodes come as Ray
+The driver reads the files of its own machine while Spark still computes others; those of other nodes come as Ray
 objects, one at a time.
 """
 
@@ -9,21 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymlops.data.arrays import TrainingArrays, training_arrays
 from raymlops.data.columns import encode_table
-from raymlops.data.handed import part_path, plain_texts, read_part
-from raymlops.data.packed import Pack, unpacked
-from raymlops.data.ray_pack import as_floats, pack
+from raymlops.data.handed import plain_texts
+from raymlops.data.packed import unpacked
+from raymlops.data.ray_pack import as_floats
+from raymlops.data.ray_write import Part, Step, Writer, nodes_elsewhere, on_node, this_node, writer_of
 from raymlops.data.schema import DataContract
 from raymlops.errors import ContractViolation, DataError, SparkUnavailable
 
@@ -33,53 +32,38 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.01
 _STREAM_ROWS = 65_536
-_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
-_BATCH_BYTES = 4 << 20
-_PLAIN_BYTES = 16
-_OPEN_ENDED = ("string", "binary", "array", "map", "struct")
 _STOP_S = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One partition that was written: its number and rows, and the Ray node whose disk it is on."""
+def hand_over(frame: DataFrame, folder: str, step: Step | None = None) -> Iterator[pa.Table]:
+    """The partitions of a Spark frame as tables, in order, each as soon as it is there.
 
-    number: int
-    rows: int
-    node: str
-
-
-def hand_over(frame: DataFrame, folder: str) -> Iterator[pa.Table]:
-    """The partitions of a Spark frame as tables over mapped memory, in order, each as soon as it is there.
-
-    A partition's file goes when it is read; what still uses its table keeps its memory. Empty partitions may be left out.
+    A partition's file goes when it is read; a table over its mapped memory keeps that. Empty partitions may be left out.
 
     Parameters
     ----------
     folder : that does not exist yet; on each node the executors make their own
+    step : what Spark's Python workers make of the rows before they hand them over; the tables have its columns
 
     Raises
     ------
-    what Spark raises; ray.exceptions.RayError : a node went before its partitions were brought over
+    what Spark raises; ray.exceptions.RayError, SparkUnavailable : a node went before its partitions were brought over
     """
     names = frame.columns
-    for table in _tables(*pack(frame), folder):
-        yield unpacked(table, names)
+    for table in _tables(writer_of(frame, step=step), folder):
+        yield table if step is not None else unpacked(table, names)
 
 
-def _tables(frame: DataFrame, packs: Sequence[Pack], folder: str) -> Iterator[pa.Table]:
-    with _Job(frame, packs, folder) as job:
+def _tables(writer: Writer, folder: str) -> Iterator[pa.Table]:
+    with _Job(writer, folder) as job:
         number = 0
         while not job.ended.wait(_LOOK_S):
-            while os.path.exists(path := part_path(folder, number)):
+            while path := writer.find(folder, number):
                 number += 1
-                table = _taken(path)
-                if table.num_rows:
-                    yield table
-                del table
+                yield from _taken(path, writer.read)
         for part in job.result():
-            if part.number >= number and part.rows:
-                yield _brought(part, folder)
+            if part.number >= number:
+                yield from _brought(part, writer.read)
 
 
 def spark_arrays(
@@ -90,8 +74,8 @@ def spark_arrays(
     Numbers become float32 in Spark already, and travel as rows of the matrix.
     """
     names = frame.columns
-    packed, packs = pack(as_floats(frame, {label, *texts}), texts)
-    return training_arrays(_tables(packed, packs, folder), label=label, texts=texts, names=names)
+    writer = writer_of(as_floats(frame, {label, *texts}), texts)
+    return training_arrays(_tables(writer, folder), label=label, texts=texts, names=names)
 
 
 @contextmanager
@@ -106,34 +90,37 @@ def spark_dataset(frame: DataFrame, folder: str, contract: DataContract | None =
     DataError : no rows; and what Spark raises. What breaks the contract fails the dataset's own tasks
     """
     names = tuple(frame.columns)
-    with _Job(*pack(frame), folder) as job:
+    writer = writer_of(frame)
+    with _Job(writer, folder) as job:
         job.ended.wait()
-        here, by_node = _here(), dict[str, list[int]]()
+        here, by_node = this_node(), dict[str, list[str]]()
         for part in job.result():
-            if part.rows:
-                node = here if os.path.exists(part_path(folder, part.number)) else _node_of(part, folder)
-                by_node.setdefault(node, []).append(part.number)
+            node = here if os.path.exists(part.path) else _node_of(part)
+            by_node.setdefault(node, []).append(part.path)
         if not by_node:
             raise DataError("No rows were handed over.")
-        yield read_parts(by_node, folder, names, contract)
+        yield read_parts(by_node, writer.read, names, contract)
 
 
 def read_parts(
-    by_node: Mapping[str, Sequence[int]], folder: str, names: Sequence[str], contract: DataContract | None = None
+    by_node: Mapping[str, Sequence[str]],
+    tables: Callable[[str], Iterable[pa.Table]],
+    names: Sequence[str],
+    contract: DataContract | None = None,
 ) -> ray.data.Dataset:
-    """Partitions that lie in a folder of these Ray nodes (``""``: this one's, whichever it is) as a dataset that is read in a stream."""
+    """Files of these Ray nodes (``""``: this one's, whichever it is) as a dataset that is read in a stream, by ``tables``."""
     import ray.data
 
     def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["item"].tolist():
-            table = read_part(part_path(folder, number))
-            for start in range(0, table.num_rows, _STREAM_ROWS):
-                rows = plain_texts(unpacked(table.slice(start, _STREAM_ROWS), names))
-                yield rows if contract is None else encoded(rows, contract)
+        for path in batch["item"].tolist():
+            for table in tables(path):
+                for start in range(0, table.num_rows, _STREAM_ROWS):
+                    rows = plain_texts(unpacked(table.slice(start, _STREAM_ROWS), names))
+                    yield rows if contract is None else encoded(rows, contract)
 
-    sets, here = [], _here()
-    for node, numbers in by_node.items():
-        items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+    sets, here = [], this_node()
+    for node, paths in by_node.items():
+        items = ray.data.from_items(list(paths), override_num_blocks=len(paths))
         where: dict[str, Any] = (
             {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} if node else {}
         )
@@ -158,19 +145,12 @@ def encoded(table: pa.Table, contract: DataContract) -> pa.Table:
 
 
 class _Job:
-    """The Spark job that writes the partitions, in a thread of its own; the folder goes with it, on every node.
+    """The Spark job that writes the partitions, in a thread of its own; the folder goes with it, on every node."""
 
-    Raises
-    ------
-    DataError : two columns of one name
-    """
-
-    def __init__(self, frame: DataFrame, packs: Sequence[Pack], folder: str) -> None:
-        self._frame, self._packs, self._folder = frame, tuple(packs), folder
-        self._names, self._tag = list(frame.columns), f"handing over to {os.path.basename(folder)}"
-        twice = sorted({name for name in self._names if self._names.count(name) > 1})
-        if twice:
-            raise DataError(f"More than one column is called {twice[0]!r}: select or rename what you want of them.")
+    def __init__(self, writer: Writer, folder: str) -> None:
+        self._writer, self._folder = writer, folder
+        self._context: Any = writer.frame.sparkSession.sparkContext
+        self._tag = f"handing over to {os.path.basename(folder)}"
         self._parts: list[Part] = []
         self._failure: BaseException | None = None
         self.ended = threading.Event()
@@ -182,7 +162,7 @@ class _Job:
     def __exit__(self, *_: object) -> None:
         if not self.ended.is_set():  # whoever took the rows has left: nobody reads what would still be written
             with suppress(Exception):  # a session that is dead has nothing to stop
-                self._frame.sparkSession.sparkContext.cancelJobsWithTag(self._tag)
+                self._context.cancelJobsWithTag(self._tag)
             self.ended.wait(_STOP_S)
         shutil.rmtree(self._folder, ignore_errors=True)
         _remove_elsewhere(self._folder)
@@ -195,97 +175,45 @@ class _Job:
 
     def _run(self) -> None:
         try:
-            session, frame = self._frame.sparkSession, self._frame
-            conf = session.conf
-            session.sparkContext.addJobTag(self._tag)
-            if any("." in name for name in self._names) or len({name.lower() for name in self._names}) < len(
-                self._names
-            ):
-                # mapInArrow looks its columns up by name, where a dot means a field and case nothing.
-                frame = frame.toDF(*(f"c{index}" for index in range(len(self._names))))
-            told = "number int, rows long, node string"
-            before = str(conf.get(_BATCH))
-            conf.set(_BATCH, str(self._batch_rows()))
-            try:
-                rows = frame.mapInArrow(_writer(self._folder, self._packs, self._names), told).collect()
-            finally:
-                conf.set(_BATCH, before)
-            self._parts = [Part(number=row.number, rows=row.rows, node=row.node) for row in rows]
+            self._context.addJobTag(self._tag)
+            self._parts = self._writer.write(self._folder, self._tag)
         except BaseException as error:
             self._failure = error
         finally:
             self.ended.set()
 
-    def _batch_rows(self) -> int:
-        """Rows a batch, which each task holds twice: Spark's own 10,000 are few of a narrow table and too many of a wide one.
-        Where texts may be of any length there are no more than those."""
-        packed = {pack.name: np.dtype(pack.kind).itemsize * len(pack.columns) for pack in self._packs}
-        wide = sum(packed.get(name, _PLAIN_BYTES) for name in self._names)
-        open_ended = any(name not in packed and kind.startswith(_OPEN_ENDED) for name, kind in self._frame.dtypes)
-        return int(np.clip(_BATCH_BYTES // max(wide, 1), 512, 10_000 if open_ended else 65_536))
 
-
-def _writer(folder: str, packs: Sequence[Pack], names: Sequence[str]) -> Any:
-    """What Spark's Python workers run."""
-
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
-
-        from raymlops.data.handed import ray_node, write_part
-
-        context = TaskContext.get()
-        number = 0 if context is None else context.partitionId()
-        named = (pa.RecordBatch.from_arrays(batch.columns, names=list(names)) for batch in batches)
-        rows = write_part(folder, number, named, packs)
-        told = {"number": [number], "rows": [rows], "node": [ray_node()]}
-        yield pa.RecordBatch.from_pydict(told, pa.schema([("number", "i4"), ("rows", "i8"), ("node", "str")]))
-
-    return write
-
-
-def _taken(path: str) -> pa.Table:
-    table = read_part(path)
+def _taken(path: str, read: Callable[[str], Iterable[pa.Table]]) -> Iterator[pa.Table]:
+    for table in read(path):
+        if table.num_rows:
+            yield table
+        del table
     os.unlink(path)
-    return table
 
 
-def _brought(part: Part, folder: str) -> pa.Table:
-    path = part_path(folder, part.number)
-    if os.path.exists(path):
-        return _taken(path)
-    bring: Any = _on(_node_of(part, folder), 1)(_taken)
-    table: pa.Table = ray.get(bring.remote(path))
-    return table
+def _whole(path: str, read: Callable[[str], Iterable[pa.Table]]) -> pa.Table:
+    return pa.concat_tables(_taken(path, read))
 
 
-def _on(node: str, retries: int) -> Any:
-    """Makes a function one that Ray runs there, without a CPU of its own."""
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": retries, "scheduling_strategy": there}
-    return ray.remote(**options)
+def _brought(part: Part, read: Callable[[str], Iterable[pa.Table]]) -> Iterator[pa.Table]:
+    if os.path.exists(part.path):
+        yield from _taken(part.path, read)
+        return
+    bring: Any = on_node(_node_of(part), 1)(_whole)
+    yield ray.get(bring.remote(part.path, read))
 
 
-def _node_of(part: Part, folder: str) -> str:
+def _node_of(part: Part) -> str:
     if not part.node:
-        path = part_path(folder, part.number)
-        raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {path}.")
+        raise SparkUnavailable(f"Partition {part.number} was written on a machine that Ray does not know: {part.path}.")
     return part.node
-
-
-def _here() -> str:
-    return str(ray.get_runtime_context().get_node_id())
 
 
 def _remove_elsewhere(folder: str) -> None:
     """Take the folder from other machines; one that does not answer in time keeps it."""
-    if not ray.is_initialized():
-        return
-    alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    own = alive.get(_here())
-    others = {machine: node for node, machine in alive.items() if machine != own}
     tasks = []
-    for node in others.values():
-        remove: Any = _on(node, 0)(shutil.rmtree)
+    for node in nodes_elsewhere():
+        remove: Any = on_node(node, 0)(shutil.rmtree)
         tasks.append(remove.remote(folder, ignore_errors=True))
     if tasks:
         ray.wait(tasks, num_returns=len(tasks), timeout=_STOP_S)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+import secrets
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.packed import Pack
+from raymlops.data.row_bytes import KINDS, RowBytes
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -31,33 +34,61 @@ def as_floats(frame: DataFrame, others: Collection[str | None] = ()) -> DataFram
 
 def pack(frame: DataFrame, alone: Collection[str] = ()) -> tuple[DataFrame, tuple[Pack, ...]]:
     """The frame with three and more columns of one number type as one, which come first, and what was packed; but for some."""
+    packs = _packs_of(frame, alone)
+    if not packs or _repeats(frame):
+        return frame, ()
+    made, _ = _packed(frame, packs)
+    names = {item.name for item in packs}
+    return _under(made, lambda x: "binary" if x in names else None), packs
+
+
+def as_bytes_of_rows(frame: DataFrame) -> tuple[DataFrame, RowBytes] | None:
+    """The frame with whole rows as one column of text, which holds their bytes; ``None`` where a type has no such form."""
     from pyspark.sql import functions as f
 
+    if _repeats(frame) or not all(kind in KINDS for _, kind in frame.dtypes) or not frame.columns:
+        return None
+    packs = _packs_of(frame, ())
+    made, rest = _packed(frame, packs)
+    kinds = dict(frame.dtypes)
+    row = f.struct(*(_column(name).alias(f"c{index}") for index, name in enumerate(made.columns))).alias("row")
+    # What a row's texts hold nobody knows before; a word of 16 letters by chance is not among it.
+    ends_with = secrets.token_hex(8) if "string" in kinds.values() else "\n"
+    form = RowBytes(packs=packs, singles=tuple((name, kinds[name]) for name in rest), ends_with=ends_with)
+    return _under(made.select(row), lambda _: "string"), form
+
+
+def _packs_of(frame: DataFrame, alone: Collection[str]) -> tuple[Pack, ...]:
     by_kind: dict[str, list[str]] = {}
     for name, kind in frame.dtypes:
         if kind in _KINDS and name not in alone:
             by_kind.setdefault(kind, []).append(name)
-    packs = tuple(
+    return tuple(
         Pack(name=f"packed {kind}", kind=_KINDS[kind], columns=tuple(names))
         for kind, names in by_kind.items()
         if len(names) >= _LEAST
     )
-    if not packs or _repeats(frame):
-        return frame, ()
+
+
+def _packed(frame: DataFrame, packs: Sequence[Pack]) -> tuple[DataFrame, list[str]]:
+    """The frame with its arrays first, and the names of the columns that are in none."""
+    from pyspark.sql import functions as f
+
     inside = {name for item in packs for name in item.columns}
+    rest = [name for name in frame.columns if name not in inside]
     arrays = [f.array(*map(_column, item.columns)).alias(item.name) for item in packs]
-    rest = [_column(name) for name in frame.columns if name not in inside]
-    return _as_bytes(frame.select(*arrays, *rest), {item.name for item in packs}), packs
+    return frame.select(*arrays, *map(_column, rest)), rest
 
 
-def _as_bytes(frame: DataFrame, names: Collection[str]) -> DataFrame:
-    """The same rows under a schema that calls arrays bytes: a row of Spark's holds both as a place and a length."""
+def _under(frame: DataFrame, other: Callable[[str], str | None]) -> DataFrame:
+    """The same rows under a schema that calls arrays and structures bytes or text: a row of Spark's holds all as a place and a length."""
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import BinaryType, StructField, StructType
 
-    fields = [StructField(x.name, BinaryType() if x.name in names else x.dataType, x.nullable) for x in frame.schema]
     session: Any = frame.sparkSession
-    schema = session._jvm.org.apache.spark.sql.types.DataType.fromJson(StructType(fields).json())
+    told = json.loads(frame.schema.json())
+    for field in told["fields"]:
+        field["type"] = other(field["name"]) or field["type"]
+    schema = session._jvm.org.apache.spark.sql.types.DataType.fromJson(json.dumps(told))
     java: Any = frame._jdf
     rows = java.queryExecution().toRdd()
     return DataFrame(session._jsparkSession.internalCreateDataFrame(rows, schema, False), session)

@@ -17,7 +17,7 @@ from raymlops.data.files import bytes_of, is_small, plain_types, read_files
 from raymlops.data.raw import OnRaw, learn_raw
 from raymlops.data.ray_dp import OnPlan, Progress, SparkOnRay
 from raymlops.data.ray_handoff import hand_over
-from raymlops.data.ray_read import arrange, empty_of, plain, plan_of, read_source, with_features
+from raymlops.data.ray_read import Step, arrange, empty_of, plain, plan_of, read_source, with_features
 from raymlops.data.served import ServedSource
 from raymlops.data.snapshot import order_by_time
 from raymlops.data.sources import FileSource, FrameSource, RayDatasetSource, Source, check_columns
@@ -227,20 +227,20 @@ def read_frame(
     """The source with its features, in the source's order, through a Spark that runs; each step has its deadline."""
     say("reading with Spark")
 
-    def read() -> DataFrame:
+    def read() -> tuple[DataFrame, Step | None]:
         frame = read_source(spark, source)
         check_columns(frame.columns, source)
-        made = with_features(frame, source, features, on_raw, hidden)
+        made, step = with_features(frame, source, features, on_raw, hidden)
         if on_plan is not None:
             on_plan(plan_of(made), frame.inputFiles())
-        return made
+        return made, step
 
-    made = spark_on_ray.step("reading the source", read)
+    frame, step = spark_on_ray.step("reading the source", read)
     say("taking the partitions from Spark")
-    tables = spark_on_ray.step("handing the rows over", lambda: list(hand_over(made, spark_on_ray.folder())))
-    if not tables:
-        return plain(spark_on_ray.step("handing the rows over", lambda: empty_of(made)))
-    return plain(*tables)
+    tables = spark_on_ray.step("handing the rows over", lambda: list(hand_over(frame, spark_on_ray.folder(), step)))
+    if not tables and step is not None:
+        raise DataError(f"The source ({source.describe()}) has no rows.")
+    return plain(*tables or [spark_on_ray.step("handing the rows over", lambda: empty_of(frame))])
 
 
 def _finished(frame: pd.DataFrame, source: Source) -> pd.DataFrame:

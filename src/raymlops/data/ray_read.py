@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import DataType, StructType
 
+Step = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _SAMPLE_ROWS = 1000
 
 
@@ -150,16 +151,17 @@ def with_features(
     features: FeatureFunction | None,
     on_raw: OnRaw | None = None,
     hidden: tuple[str, ...] = (),
-) -> DataFrame:
-    """``frame`` without the dropped columns and, when there is a features function, with it applied to Arrow batches.
+) -> tuple[DataFrame, Step | None]:
+    """``frame`` without the dropped columns, and what makes the features of its rows, when there is a function for it.
 
-    The function travels by value, so workers need not be able to import the user's module. Types are found on the first
+    The rows cross from the JVM once: who writes them down makes the features (``step`` of
+    :func:`raymlops.data.ray_handoff.hand_over`). The function travels by value, so workers need not be able to import the user's module. Types are found on the first
     thousand rows, on which parity is checked too; ``on_raw`` is told what the function is made of. ``hidden`` are dropped
     columns that stay, unseen by the function.
     """
     frame = _plain_types(frame.drop(*(name for name in source.drop if name not in hidden)))
     if features is None:
-        return frame
+        return frame, None
     keep = (source.label, source.time, *hidden)
     sample, made = spark_features(frame, keep, features, _SAMPLE_ROWS)
     if sample.empty:
@@ -169,7 +171,7 @@ def with_features(
     if on_raw is not None:
         on_raw(learn_raw(sample, keep))
     schema = _types_of(frame, sample, apply_features(features, sample, keep))
-    return frame.mapInPandas(_by_batch(features, keep, schema), schema)
+    return frame, _in_arrow(frame, _by_batch(features, keep, schema), schema)
 
 
 def spark_features(
@@ -214,6 +216,25 @@ def _by_batch(
             yield apply_features(function, batch, keep)[names]
 
     return run
+
+
+def _in_arrow(frame: DataFrame, run: Callable[[Iterable[Any]], Iterator[pd.DataFrame]], schema: StructType) -> Step:
+    """What ``mapInPandas`` makes of a frame's rows, from Arrow and to Arrow, by the code it has for that."""
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    conf = frame.sparkSession.conf
+    zone = conf.get("spark.sql.session.timeZone")
+    safe = str(conf.get("spark.sql.execution.pandas.convertToArrowArraySafely", "false")).lower() == "true"
+    kind = pa.struct(list(to_arrow_schema(schema)))
+
+    def step(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark.sql.pandas.serializers import ArrowStreamPandasUDFSerializer
+
+        spark: Any = ArrowStreamPandasUDFSerializer(zone, safe, True, df_for_struct=True)
+        for made in run(spark.arrow_to_pandas(batch.to_struct_array()) for batch in batches):
+            yield pa.RecordBatch.from_struct_array(spark._create_batch((made, kind)).column(0))
+
+    return step
 
 
 def pickled_by_value(function: Callable[..., Any]) -> bytes:
