@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.listener import make_server
 from raymlops.serving.predictor import Predictor
+from raymlops.serving.scribe import scribe
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.sketch.observed import Observed
 from raymlops.store import Store
@@ -104,13 +106,15 @@ async def main() -> None:
     if mode != "off":
         spawn.Process(target=watch, args=(package, receiving, mode == "on"), daemon=True).start()
         spawn.Process(target=challenge, args=(package, asked), daemon=True).start()
+    sink, store, lake = PipeSink(sending), f"sqlite:///{folder}/store.db", str(folder / "lake")
     gateway = Gateway(
         "bench",
         packages=Packages(package),
         challengers=Elsewhere(asking),
-        store=Store(f"sqlite:///{folder}/store.db"),
-        files=Lake(str(folder / "lake")),
-        sink=PipeSink(sending),
+        store=Store(store),
+        files=Lake(lake),
+        sink=sink,
+        writing=scribe("bench", store, lake, sink, ThreadPoolExecutor(1)),
     )
     challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
     recorder: Any = gateway._recorder

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
 from raymlops.serving.retry import retried
 from raymlops.serving.routes import error_words
+from raymlops.serving.scribe import scribe
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -176,6 +178,7 @@ class GatewayReplica:
         self._endpoint, self._port, self._host, self._limits = endpoint, port, settings.http_host, serving
         self._store = Store(settings.store)
         self._sink = StewardSink()
+        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"telling-{endpoint}")
         self._gateway = Gateway(
             endpoint,
             packages=StorePackages(endpoint, settings, self._store),
@@ -184,6 +187,7 @@ class GatewayReplica:
             files=Lake(settings.lake),
             sink=self._sink,
             limits=serving,
+            writing=scribe(endpoint, settings.store, settings.lake, self._sink, threads),
         )
         self._listener: Listener | None = None
         self._following: asyncio.Task[None] | None = None
@@ -274,8 +278,8 @@ class GatewayReplica:
 
 
 def _settle() -> None:
-    """Make this process fit for short answers: what was loaded is never looked at by the collector again, and the thread
-    that writes the log gives the interpreter back sooner than after Python's 5 ms."""
+    """Make this process fit for short answers: what was loaded is never looked at by the collector again, and threads
+    (large predictions, labels, what the steward is told) give the interpreter back sooner than after Python's 5 ms."""
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(0.0005)
