@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymlops.data.schema import Column, DataContract
-from raymlops.errors import NotReady, StoreError
-from raymlops.lake import Lake
+from raymlops.errors import NotReady
 from raymlops.serving.batching import answer_rows
 from raymlops.serving.logfile import Served, packed, to_parquet
 from raymlops.serving.recorder import LabelWriter, Recorder
@@ -136,7 +135,7 @@ def test_a_killed_scribe_is_replaced_and_what_it_had_is_counted_as_dropped(
 
     with caplog.at_level(logging.ERROR):
         at(Desk(tmp_path), scenario)
-    assert f"3 rows are lost to the log" in caplog.text
+    assert "3 rows are lost to the log" in caplog.text
 
 
 def test_a_scribe_that_does_not_read_holds_no_more_rows_than_allowed(tmp_path: Path) -> None:
@@ -164,7 +163,9 @@ def test_a_gateway_that_is_gone_has_what_it_handed_over_written_and_leaves_nobod
         desk.serve(1000)  # a whole sheet: handed over
         desk.serve(1)  # not yet
         process = desk.writer._process
-        assert process is not None and process.popen is not None and process.frames.transport is not None
+        assert process is not None
+        assert process.popen is not None
+        assert process.frames.transport is not None
         process.closing = True  # as a killed gateway, which does nothing more about it
         await asyncio.sleep(0)
         process.frames.transport.close()
@@ -229,6 +230,8 @@ def test_sheets_hold_what_the_log_and_the_store_need(tmp_path: Path) -> None:
     ]
     (block, single), (expected, single_expected) = packed("0" * 16, again), packed("0" * 16, served)
     assert single == single_expected
-    assert block is not None and expected is not None and block.to_bytes() == expected.to_bytes()
+    assert block is not None
+    assert expected is not None
+    assert block.to_bytes() == expected.to_bytes()
     for mine, theirs in zip(again, served, strict=True):
         np.testing.assert_array_equal(mine.answer.x, theirs.answer.x)

@@ -987,7 +987,9 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
     async def main() -> None:
 
         sink = ListSink()
-        recorder = Recorder("churn", thread_writer("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1)), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1)), max_rows=3
+        )
         recorder.watch(1, FakeModel().bins)
         for i in range(5):
             recorder.request(1, 1.0)
@@ -1165,7 +1167,9 @@ def test_copies_that_wait_for_the_store_are_bounded() -> None:
 
     async def main() -> None:
         store = Copies()
-        recorder = Recorder("churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3
+        )
         answer = answer_rows(FakeModel(), [ROW] * 2)
         for turn in range(4):
             recorder.shadowed(f"r{turn}", 2, answer, answer)
@@ -1210,7 +1214,9 @@ def test_a_label_does_not_wait_for_the_log(run: Callable[..., None], monkeypatch
 def test_a_request_larger_than_the_bound_is_kept_when_nothing_waits() -> None:
     async def main() -> None:
         store = ListStore()
-        recorder = Recorder("churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3
+        )
         serve(recorder, 5)
         serve(recorder, 1)
         await recorder.flush(last=True)

@@ -136,9 +136,9 @@ class Recorder:
                 for index, score in enumerate(scores.tolist())
             ]
 
-    def answered(self, version: int, requests: int, latency_ms: float) -> None:
+    def answered(self, version: int, requests: int, latency_ms: float, work_ms: float | None = None) -> None:
         """Count requests that were answered together."""
-        self._stats[version].answered(requests, latency_ms)
+        self._stats[version].answered(requests, latency_ms, work_ms)
 
     def holds(self, request_ids: Iterable[str]) -> bool:
         """Whether rows of any of these requests are not in the store yet."""

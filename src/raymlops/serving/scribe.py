@@ -175,9 +175,7 @@ class Scribe:
         if self._pending_rows >= SHEET_ROWS:
             self._send()
 
-    async def store(
-        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False
-    ) -> None:
+    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
         process = await self._running()
         process.owed = _more(process.owed, Settled(shadows=len(shadows)))
         self._send()
@@ -291,12 +289,8 @@ def scribe(
 
 
 def _more(one: Settled, other: Settled) -> Settled:
-    return Settled(
-        rows=one.rows + other.rows, values=one.values + other.values, shadows=one.shadows + other.shadows
-    )
+    return Settled(rows=one.rows + other.rows, values=one.values + other.values, shadows=one.shadows + other.shadows)
 
 
 def _less(one: Settled, other: Settled) -> Settled:
-    return Settled(
-        rows=one.rows - other.rows, values=one.values - other.values, shadows=one.shadows - other.shadows
-    )
+    return Settled(rows=one.rows - other.rows, values=one.values - other.values, shadows=one.shadows - other.shadows)

@@ -45,10 +45,7 @@ class Sheet:
             _pickled(columns),
             np.array(ids, dtype=np.int64) if set(map(type, ids)) == {int} else ids,
             list(chain.from_iterable(item.counts for item in served)),
-            [
-                (i.version, i.variant, i.served_at, i.latency_ms, len(i.counts), len(i.answer.scores))
-                for i in served
-            ],
+            [(i.version, i.variant, i.served_at, i.latency_ms, len(i.counts), len(i.answer.scores)) for i in served],
             np.concatenate([item.answer.x for item in served]),
             np.concatenate([item.answer.sent.values for item in served if item.answer.sent is not None]),
             np.concatenate([item.answer.scores for item in served]),

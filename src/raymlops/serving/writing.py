@@ -67,9 +67,7 @@ class Writer(Protocol):
     def take(self, item: Served) -> None:
         """Have these rows stored, logged and counted; nothing is done yet when this returns."""
 
-    async def store(
-        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False
-    ) -> None:
+    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
         """Put all that was taken into the store, and tell the monitor of it and of the figures in its own time, or now when
         this is the ``last`` call. One caller at a time; what fails is kept and tried again by the next call."""
 
@@ -135,9 +133,7 @@ class ThreadWriter:
     def take(self, item: Served) -> None:
         self._fresh.append(item)
 
-    async def store(
-        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False
-    ) -> None:
+    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
         fresh, self._fresh = self._fresh, []
         loop = asyncio.get_running_loop()
         if fresh or shadows:
@@ -202,6 +198,4 @@ def thread_writer(
     endpoint: str, store: PredictionStore, files: LogFiles, sink: Sink, executor: Executor
 ) -> Callable[[str, float, Settle], Writer]:
     """Makes the writer of a gateway, of its series and of how often :meth:`Writer.store` is called."""
-    return lambda series, every_s, settle: ThreadWriter(
-        endpoint, series, store, files, sink, executor, every_s, settle
-    )
+    return lambda series, every_s, settle: ThreadWriter(endpoint, series, store, files, sink, executor, every_s, settle)
