@@ -131,6 +131,7 @@ def test_a_killed_scribe_is_replaced_and_what_it_had_is_counted_as_dropped(
         await desk.recorder.flush(last=True)
         assert desk.pid != pid
         assert desk.logged() == 2
+        assert sum(batch["stats"][1]["requests"] for batch in desk.sink.batches if 1 in batch["stats"]) == 2
         assert (desk.recorder.rows, desk.recorder.dropped) == (5, 3)
 
     with caplog.at_level(logging.ERROR):

@@ -48,6 +48,10 @@ class ScribeLost(NotReady):
     """The scribe is gone, and what it had not logged with it."""
 
 
+class ScribeStuck(NotReady):
+    """The scribe is there and does not answer."""
+
+
 class _Process:
     """One scribe: its socket, and what is owed by it."""
 
@@ -96,11 +100,14 @@ class _Process:
             self.ready.set_result(None)
 
     async def call(self, kind: str, *arguments: Any) -> None:
-        """Have it do something; raises what it raised, :class:`ScribeLost` when it died, or TimeoutError."""
+        """Have it do something; raises what it raised, :class:`ScribeLost` or :class:`ScribeStuck`."""
         self._number += 1
         future = self.calls[self._number] = asyncio.get_running_loop().create_future()
         self.frames.send((kind, self._number, *arguments))
-        await asyncio.wait_for(future, STUCK_S)
+        done, _ = await asyncio.wait({future}, timeout=STUCK_S)
+        if not done:
+            raise ScribeStuck(f"The process that writes the log says nothing for {STUCK_S:.0f} s.")
+        future.result()
 
     def fail(self) -> None:
         self.gone = True
@@ -146,6 +153,8 @@ class Scribe:
         self._watched: tuple[int, Bins] | None = None
         self._pending: list[Served] = []
         self._pending_rows = 0
+        self._stats: dict[int, VariantStats] = {}
+        self._shadows: list[ShadowRow] = []
         self._process: _Process | None = None
         self._starting = asyncio.Lock()
         self._pause, self._not_before = PAUSE_S, 0.0
@@ -176,10 +185,15 @@ class Scribe:
             self._send()
 
     async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
-        process = await self._running()
-        process.owed = _more(process.owed, Settled(shadows=len(shadows)))
+        for version, figures in stats.items():
+            self._stats[version] = self._stats.get(version, VariantStats()) + figures
+        self._shadows += shadows
+        process = await self._running()  # or what is to be told waits for the next call
         self._send()
-        await self._call(process, "store", stats, list(shadows), last)
+        figures_due, self._stats = self._stats, {}
+        copies, self._shadows = self._shadows, []
+        process.owed = _more(process.owed, Settled(shadows=len(copies)))
+        await self._call(process, "store", figures_due, copies, last)
 
     async def log(self, *, last: bool = False) -> None:
         await self._call(await self._running(), "log", last)
@@ -206,9 +220,9 @@ class Scribe:
             await process.call(kind, *arguments)
         except ScribeLost:
             return  # counted and said; nothing is left to wait for
-        except asyncio.TimeoutError:
-            log.error("%s: the writer of the log (pid %s) says nothing; it is killed", self._endpoint, self.pid)
+        except ScribeStuck as error:
             if process.popen is not None:
+                log.error("%s: %s Process %d is killed.", self._endpoint, error, process.popen.pid)
                 process.popen.kill()
             raise
 
