@@ -785,7 +785,8 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
         assert world.store.counts("churn")["predictions"] == 3
         (batch,) = world.sink.batches
         assert set(batch["observed"]) == {1}
-        assert set(batch) == {"observed", "stats", "rows"}
+        assert set(batch) == {"observed", "stats", "rows", "since"}
+        assert batch["since"] == 1_700_000_000.0
         assert batch["rows"] == 3
         seen = Observed.from_message(batch["observed"][1])
         assert (seen.rows, seen.whole, seen.sample.ids) == (2, True, ("r1", "r1"))

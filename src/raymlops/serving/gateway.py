@@ -105,7 +105,7 @@ class Gateway:
         self.id = uuid.uuid4().hex[:12]
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix=f"gateway-{endpoint}")
         write = writing or thread_writer(endpoint, store, files, sink, self._threads)
-        self._recorder = Recorder(endpoint, write, flush_s)
+        self._recorder = Recorder(endpoint, write, flush_s, now=self._clock.now)
         self._labels = LabelWriter(endpoint, store, self._recorder, self._threads)
         timeout_s = min(CHALLENGER_TIMEOUT_S, self.limits.deadline / 2)
         self._variants = Variants(endpoint, packages, challengers, self._recorder, timeout_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -42,6 +43,7 @@ class Recorder:
     ----------
     write : makes the writer
     max_rows : that may wait for the log, wherever they wait
+    now : wall seconds
 
     Attributes
     ----------
@@ -52,12 +54,18 @@ class Recorder:
     """
 
     def __init__(
-        self, endpoint: str, write: MakeWriter, flush_s: float = FLUSH_S, max_rows: int = MAX_WAITING_ROWS
+        self,
+        endpoint: str,
+        write: MakeWriter,
+        flush_s: float = FLUSH_S,
+        max_rows: int = MAX_WAITING_ROWS,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint, self.flush_s = endpoint, flush_s
         self.series = secrets.token_hex(8)
         self._writer = write(self.series, flush_s, self._settled)
-        self._max_rows = max_rows
+        self._max_rows, self._now = max_rows, now
+        self._since = now()
         self._next = self._stored_below = 0
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
@@ -197,7 +205,8 @@ class Recorder:
             self._storing |= self._ids
             self._ids = set()
             copies, self._shadows = self._shadows, []
-            await self._writer.store(self._take_stats(), copies, last=last)
+            since, self._since = self._since, self._now()
+            await self._writer.store(self._take_stats(), copies, since, last=last)
             self._stored_below = upto
             self._storing.clear()
         if log:  # whoever waits for the store does not wait for the lake

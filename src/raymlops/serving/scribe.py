@@ -155,6 +155,7 @@ class Scribe:
         self._pending_rows = 0
         self._stats: dict[int, VariantStats] = {}
         self._shadows: list[ShadowRow] = []
+        self._since: float | None = None
         self._process: _Process | None = None
         self._starting = asyncio.Lock()
         self._pause, self._not_before = PAUSE_S, 0.0
@@ -184,16 +185,20 @@ class Scribe:
         if self._pending_rows >= SHEET_ROWS:
             self._send()
 
-    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
+    async def store(
+        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], since: float = 0.0, *, last: bool = False
+    ) -> None:
         for version, figures in stats.items():
             self._stats[version] = self._stats.get(version, VariantStats()) + figures
         self._shadows += shadows
+        self._since = since if self._since is None else min(self._since, since)
         process = await self._running()  # or what is to be told waits for the next call
         self._send()
         figures_due, self._stats = self._stats, {}
         copies, self._shadows = self._shadows, []
+        began, self._since = self._since, None
         process.owed = _more(process.owed, Settled(shadows=len(copies)))
-        await self._call(process, "store", figures_due, copies, last)
+        await self._call(process, "store", figures_due, copies, began, last)
 
     async def log(self, *, last: bool = False) -> None:
         await self._call(await self._running(), "log", last)

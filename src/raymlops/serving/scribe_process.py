@@ -72,8 +72,8 @@ class _Gateway:
         problem: Exception | None = None
         try:
             if kind == "store":
-                stats, shadows, last = arguments
-                await writer.store(stats, shadows, last=last)
+                stats, shadows, since, last = arguments
+                await writer.store(stats, shadows, since, last=last)
             else:
                 await writer.log(last=arguments[0])
         except (RaymlopsError, OSError) as error:

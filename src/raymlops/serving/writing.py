@@ -67,9 +67,11 @@ class Writer(Protocol):
     def take(self, item: Served) -> None:
         """Have these rows stored, logged and counted; nothing is done yet when this returns."""
 
-    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
+    async def store(
+        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], since: float = 0.0, *, last: bool = False
+    ) -> None:
         """Put all that was taken into the store, and tell the monitor of it and of the figures in its own time, or now when
-        this is the ``last`` call. One caller at a time; what fails is kept and tried again by the next call."""
+        this is the ``last`` call. ``since`` is when the first of it may have been served, in wall seconds. One caller at a time; what fails is kept and tried again by the next call."""
 
     async def log(self, *, last: bool = False) -> None:
         """Write the log when it is time, or now when this is the ``last`` call; what fails is kept."""
@@ -133,13 +135,15 @@ class ThreadWriter:
     def take(self, item: Served) -> None:
         self._fresh.append(item)
 
-    async def store(self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], *, last: bool = False) -> None:
+    async def store(
+        self, stats: dict[int, VariantStats], shadows: Sequence[ShadowRow], since: float = 0.0, *, last: bool = False
+    ) -> None:
         fresh, self._fresh = self._fresh, []
         loop = asyncio.get_running_loop()
         if fresh or shadows:
             self._parts.append(_Part(fresh, shadows))
         if fresh or stats or self._teller.waits:
-            tell = partial(self._teller.tell, fresh, stats, last=last)
+            tell = partial(self._teller.tell, fresh, stats, since, last=last)
             await loop.run_in_executor(self._executor, tell)
         while self._parts:
             part = self._parts[0]
