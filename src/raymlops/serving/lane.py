@@ -12,14 +12,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from raymlops.clock import Clock
 from raymlops.data.rows import join_rows
 from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, RaymlopsError
-from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.batching import Answer, answer_matrix, answer_rows
 from raymlops.serving.http import (
     Response,
     error_response,
@@ -167,9 +167,16 @@ class Lane:
             self._start(self._predict_large(champion, _Batch(champion.version, "champion", items, since)))
 
     async def _predict_large(self, champion: Loaded, batch: _Batch) -> None:
-        rows = batch.rows()
+        """The prediction in a thread. Encoding holds the interpreter wherever it is done: here it is not taken from the loop
+        piece by piece."""
+        model, rows, loop = champion.model, batch.rows(), asyncio.get_running_loop()
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(None, answer_rows, champion.model, rows)
+            if model.layout is None:
+                answer = await loop.run_in_executor(None, answer_rows, model, rows)
+            else:
+                x, sent = model.contract.encode_sent(rows)
+                answer = await loop.run_in_executor(None, answer_matrix, model, x)
+                answer = replace(answer, sent=sent)
         except Exception as error:
             self._shielded(batch, self._refuse, champion, batch, error)
         else:
