@@ -173,7 +173,8 @@ def _bentoml(port: int, python: Path, model: Model, folder: Path) -> Sequence[An
     return [python.parent / "bentoml", "serve", "bentoml_app:Model", *where]
 
 
-MLSERVER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1")
+# MLServer's workers ask for an event loop that uvloop makes no more from 0.22 on, and end at once.
+MLSERVER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1", "uvloop==0.21.0")
 XGBOOST = ("xgboost-cpu==3.2.0", "numpy==2.4.6")
 SYSTEMS = (
     System(
@@ -412,8 +413,8 @@ def main() -> None:
             "seconds": seconds,
             "machine": described,
             "versions": {
-                **versions("raymlops", "ray", "uvicorn", "uvloop", "httptools", "xgboost", "onnxruntime", "mlflow"),
                 **{p.split("==")[0]: p.split("==")[1] for s in SYSTEMS for p in s.requirements},
+                **versions("raymlops", "ray", "uvicorn", "uvloop", "httptools", "xgboost", "onnxruntime", "mlflow"),
             },
             "batch_us": manifest["batch_us"],
         }

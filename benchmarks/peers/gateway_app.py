@@ -12,7 +12,9 @@ import multiprocessing
 import signal
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ import uvloop
 
 from raymlops.lake import Lake
 from raymlops.monitor.monitor import Monitor, Watcher
-from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict
+from raymlops.serving.batching import Answer
+from raymlops.serving.direct import Link, LinkLost, Links, serve_directly
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.listener import make_server
 from raymlops.serving.predictor import Predictor
+from raymlops.serving.scribe import scribe
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.sketch.observed import Observed
 from raymlops.store import Store
@@ -62,55 +66,50 @@ class Packages:
         return Predictor.load(self._folder, version)
 
 
-def challenge(package: str, calls: Connection) -> None:
-    """The challenger's process."""
-    model = Predictor.load(package)
-    while True:
-        try:
-            number, rows = calls.recv()
-        except EOFError:
-            return
-        began = time.perf_counter()
-        answer = as_dict(answer_rows(model, rows))
-        calls.send((number, answer | {"work_ms": (time.perf_counter() - began) * 1000.0}))
+def challenge(package: str, said: Connection) -> None:
+    """The challenger's process: a version's socket, and who waits beside it."""
+    said.send(serve_directly(Predictor.load(package)))
+    threading.Event().wait()
 
 
 class Elsewhere:
-    """Challengers behind a pipe, as a replica is behind its handle."""
+    """Challengers at their socket, as a gateway finds them on its node."""
 
-    def __init__(self, calls: Connection) -> None:
-        self._calls, self._number = calls, 0
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        asyncio.get_running_loop().add_reader(calls.fileno(), self._read)
+    def __init__(self, path: str) -> None:
+        async def find(version: int) -> str:
+            return path
 
-    def _read(self) -> None:
-        number, answer = self._calls.recv()
-        future = self._waiting.pop(number)
-        if not future.done():
-            future.set_result(as_answer(answer))
+        self._links = Links(find)
+
+    def link(self, version: int) -> Link | None:
+        return self._links.get(version)
 
     async def predict(self, version: int, rows: Any, timeout_s: float) -> Answer:
-        self._number += 1
-        self._waiting[self._number] = asyncio.get_running_loop().create_future()
-        self._calls.send((self._number, rows))
-        return await self._waiting[self._number]
+        link = self.link(version)
+        if link is None:
+            raise LinkLost("The challenger is not there.")
+        return await link.predict(rows)
 
 
 async def main() -> None:
     port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     spawn = multiprocessing.get_context("spawn")
     receiving, sending = spawn.Pipe(duplex=False)
-    asking, asked = spawn.Pipe()
+    hearing, said = spawn.Pipe(duplex=False)
+    path = ""
     if mode != "off":
         spawn.Process(target=watch, args=(package, receiving, mode == "on"), daemon=True).start()
-        spawn.Process(target=challenge, args=(package, asked), daemon=True).start()
+        spawn.Process(target=challenge, args=(package, said), daemon=True).start()
+        path = hearing.recv()
+    sink, store, lake = PipeSink(sending), f"sqlite:///{folder}/store.db", str(folder / "lake")
     gateway = Gateway(
         "bench",
         packages=Packages(package),
-        challengers=Elsewhere(asking),
-        store=Store(f"sqlite:///{folder}/store.db"),
-        files=Lake(str(folder / "lake")),
-        sink=PipeSink(sending),
+        challengers=Elsewhere(path),
+        store=Store(store),
+        files=Lake(lake),
+        sink=sink,
+        writing=scribe("bench", store, lake, sink, ThreadPoolExecutor(1)),
     )
     challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
     recorder: Any = gateway._recorder

@@ -121,6 +121,18 @@ class World:
         alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000, detail=True)
         return sorted(actor.pid for actor in alive if wanted(actor) and _lives(actor.pid))
 
+    def scribes(self) -> list[int]:
+        """Processes that write the log beside gateways of this world."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command, environ = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            except OSError:
+                continue  # it has ended
+            if b"raymlops.serving.scribe_process" in command and self.settings.store.encode() in environ:
+                found.append(int(folder.name))
+        return found
+
     def kill(self, kind: str) -> tuple[float, int]:
         """``kill -9`` one of a kind: when, and which."""
         pid = self.pids(kind)[0]
@@ -333,6 +345,7 @@ def test_a_killed_gateway_loses_at_most_what_was_in_flight_in_it(world: World, l
     )
     assert [line for line in recorded.failed if line not in in_flight] == []
     assert world.versions() == {str(world.champion())}
+    until(lambda: len(world.scribes()) == 2, 30)  # one a gateway, none without
 
 
 def test_a_killed_challenger_is_shielded(world: World, load: Loads, report: Report) -> None:

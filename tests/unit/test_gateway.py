@@ -31,9 +31,10 @@ from raymlops.serving.analysis import VariantStats
 from raymlops.serving.batching import answer_rows
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.logfile import Served, packed, to_parquet
-from raymlops.serving.recorder import LOG_ROWS, Recorder
+from raymlops.serving.recorder import Recorder
 from raymlops.serving.spec import Serving
 from raymlops.serving.traffic import TrafficSplit
+from raymlops.serving.writing import LOG_ROWS, thread_writer
 from raymlops.sketch.observed import Observed
 from raymlops.sketch.profile import Profile
 from raymlops.store import LabelOutcome, LabelRow, PredictionRow, Store
@@ -784,7 +785,8 @@ def test_what_was_served_is_in_store_lake_and_sink(run: Callable[..., None]) -> 
         assert world.store.counts("churn")["predictions"] == 3
         (batch,) = world.sink.batches
         assert set(batch["observed"]) == {1}
-        assert set(batch) == {"observed", "stats", "rows"}
+        assert set(batch) == {"observed", "stats", "rows", "since"}
+        assert batch["since"] == 1_700_000_000.0
         assert batch["rows"] == 3
         seen = Observed.from_message(batch["observed"][1])
         assert (seen.rows, seen.whole, seen.sample.ids) == (2, True, ("r1", "r1"))
@@ -986,7 +988,9 @@ def test_a_full_buffer_drops_rows_and_still_counts_requests() -> None:
     async def main() -> None:
 
         sink = ListSink()
-        recorder = Recorder("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", Nowhere(), Nowhere(), sink, ThreadPoolExecutor(1)), max_rows=3
+        )
         recorder.watch(1, FakeModel().bins)
         for i in range(5):
             recorder.request(1, 1.0)
@@ -1021,7 +1025,7 @@ def test_a_new_champions_rows_are_counted_in_its_own_bins(run: Callable[..., Non
 def test_the_log_is_written_in_its_own_time_and_the_store_at_once() -> None:
     async def main() -> None:
         store, lake = ListStore(), ListLake()
-        recorder = Recorder("churn", store, lake, ListSink(), ThreadPoolExecutor(1))
+        recorder = Recorder("churn", thread_writer("churn", store, lake, ListSink(), ThreadPoolExecutor(1)))
 
         def serve(rows: int) -> None:
             ids = [recorder.number() for _ in range(rows)]
@@ -1048,7 +1052,7 @@ def test_a_log_that_cannot_be_written_holds_no_row_back_from_the_store_and_is_bo
     async def main() -> None:
         store, lake = ListStore(), ListLake()
         lake.full = True
-        recorder = Recorder("churn", store, lake, ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        recorder = Recorder("churn", thread_writer("churn", store, lake, ListSink(), ThreadPoolExecutor(1)), max_rows=3)
         for _ in range(2):
             recorder.served(
                 Served(
@@ -1136,7 +1140,7 @@ def test_a_flush_that_nobody_waits_for_any_more_tells_and_stores_once() -> None:
 
     async def main() -> None:
         store, sink = Slow(), ListSink()
-        recorder = Recorder("churn", store, ListLake(), sink, ThreadPoolExecutor(1))
+        recorder = Recorder("churn", thread_writer("churn", store, ListLake(), sink, ThreadPoolExecutor(1)))
         serve(recorder, 2)
         waits = asyncio.ensure_future(recorder.flush())
         assert await asyncio.to_thread(store.begun.wait, 30)
@@ -1164,7 +1168,9 @@ def test_copies_that_wait_for_the_store_are_bounded() -> None:
 
     async def main() -> None:
         store = Copies()
-        recorder = Recorder("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3
+        )
         answer = answer_rows(FakeModel(), [ROW] * 2)
         for turn in range(4):
             recorder.shadowed(f"r{turn}", 2, answer, answer)
@@ -1209,7 +1215,9 @@ def test_a_label_does_not_wait_for_the_log(run: Callable[..., None], monkeypatch
 def test_a_request_larger_than_the_bound_is_kept_when_nothing_waits() -> None:
     async def main() -> None:
         store = ListStore()
-        recorder = Recorder("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1), max_rows=3)
+        recorder = Recorder(
+            "churn", thread_writer("churn", store, ListLake(), ListSink(), ThreadPoolExecutor(1)), max_rows=3
+        )
         serve(recorder, 5)
         serve(recorder, 1)
         await recorder.flush(last=True)

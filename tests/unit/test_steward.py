@@ -187,6 +187,21 @@ def test_an_approval_by_command(world: World) -> None:
     assert kinds == ["deployed", "rollout_started", "approval_awaited", "approved", "promoted"]
 
 
+def test_a_comparison_takes_no_figures_of_what_was_served_before_it_began(world: World) -> None:
+    steward = world.steward(Canary(weights=(0.5, 1.0), hold_s=1, min_requests=60))
+    steward.candidate(1, "e1")
+    world.clock.advance(10)
+    before = world.clock.now() - 0.4
+    steward.candidate(2, "e2")
+    steward.tick()
+    began = steward.status()["phase"][1]["rollout"]["began_at"]
+    assert before < began
+    steward.observe({**told(v1=VariantStats(requests=200)), "since": before})
+    steward.observe({**told(v1=VariantStats(requests=30), v2=VariantStats(requests=3)), "since": began})
+    compared = steward._watch.comparison()
+    assert (compared.champion.requests, compared.challenger.requests) == (30, 3)
+
+
 def test_a_shadow_is_judged_by_pairs_of_labelled_rows_and_they_outlive_a_crash(world: World) -> None:
     policy = Shadow(min_labels=100, hold_s=1, min_requests=60)
     steward = world.steward(policy)

@@ -6,6 +6,7 @@ cursor. So a crash loses at most what was told since the last save, and no label
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,11 +122,15 @@ class Watch:
     def observe(self, batch: dict[str, Any], now: float) -> None:
         """One batch from one gateway, at ``now`` (wall seconds): what was served, counted, and what each version did.
 
-        What was counted in other bins than those of the version that is watched is left out, and said so in the summary.
+        What was counted in other bins than those of the version that is watched is left out, and said so in the summary. A
+        comparison takes no figures of a batch that began before it did.
         """
+        pair = self._compared
+        began = -math.inf if pair is None else pair.since if isinstance(pair, Confirming) else pair.began_at
+        ours = batch.get("since", math.inf) >= began
         for version, body in batch.get("stats", {}).items():
             known, stats = self._stats.get(int(version), VariantStats()), VariantStats.from_dict(body)
-            self._stats[int(version)] = known + stats
+            self._stats[int(version)] = known + stats if ours else known
             self.insight.answered(int(version), stats, now)
         self._rows += batch.get("rows", 0)
         for version, body in batch.get("observed", {}).items():

@@ -140,10 +140,12 @@ class StatsRecorder:
         if work_ms is not None:
             self._work[bisect.bisect_left(LATENCY_EDGES_MS, work_ms)] += 1
 
-    def answered(self, requests: int, latency_ms: float) -> None:
+    def answered(self, requests: int, latency_ms: float, work_ms: float | None = None) -> None:
         """Requests that were answered together, each after ``latency_ms``."""
         self.requests += requests
         self._latency[bisect.bisect_left(LATENCY_EDGES_MS, latency_ms)] += requests
+        if work_ms is not None:
+            self._work[bisect.bisect_left(LATENCY_EDGES_MS, work_ms)] += requests
 
     def stats(self) -> VariantStats:
         return VariantStats(

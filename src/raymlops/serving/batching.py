@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ class Model(Protocol):
 
     @property
     def bins(self) -> Bins: ...
+
+    @property
+    def layout(self) -> str | None:
+        """What rows have to be, and what the contract's matrix makes of them: versions that share it make the same of a row.
+        ``None`` when more than the contract is between rows and model."""
 
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]: ...
 
@@ -85,9 +92,22 @@ def answer_rows(model: Model, rows: Sequence[Row]) -> Answer:
     DataError : rows that break the contract (:class:`ContractViolation`), or that the features function cannot take
     ModelFault : the prediction is not of the shape that the task asks for
     """
-    x, prediction, sent = model.predict_rows(rows)
+    return _phrased(model, *model.predict_rows(rows))
+
+
+def answer_matrix(model: Model, x: npt.NDArray[np.float32]) -> Answer:
+    """As :func:`answer_rows` for rows that are encoded already.
+
+    Raises
+    ------
+    ModelFault : the prediction is not of the shape that the task asks for
+    """
+    return _phrased(model, x, model.predict(x), None)
+
+
+def _phrased(model: Model, x: npt.NDArray[np.float32], prediction: npt.NDArray[Any], sent: Sent | None) -> Answer:
     contract = model.contract
-    expected = (len(rows), len(contract.classes)) if contract.task == "multiclass" else (len(rows),)
+    expected = (len(x), len(contract.classes)) if contract.task == "multiclass" else (len(x),)
     if np.shape(prediction) != expected:
         raise ModelFault(f"The model gave a prediction of shape {np.shape(prediction)} where {expected} was asked for.")
     finite = np.isfinite(prediction)
@@ -95,6 +115,15 @@ def answer_rows(model: Model, rows: Sequence[Row]) -> Answer:
         finite = finite.all(axis=1)
     predictions, probabilities = model.answer(prediction)
     return Answer(x, np.asarray(model.score(prediction), dtype=np.float64), finite, predictions, probabilities, sent)
+
+
+def layout_of(contract: DataContract) -> str:
+    """A digest of all that decides which rows a contract takes and what matrix it makes of them; ranges that were only seen
+    are no part of it."""
+    seen = {"minimum": None, "maximum": None}
+    columns = [column.to_dict() | seen for column in contract.columns]
+    content = json.dumps([columns, [rule.to_dict() for rule in contract.rules]], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 Run = Callable[[Sequence[Row]], "Answer | Awaitable[Answer]"]

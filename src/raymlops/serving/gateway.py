@@ -62,12 +62,13 @@ from raymlops.serving.protocol import (
     parse_rows,
     request_id_of,
 )
-from raymlops.serving.recorder import FLUSH_S, LabelWriter, LogFiles, PredictionStore, Recorder
+from raymlops.serving.recorder import FLUSH_S, LabelWriter, MakeWriter, Recorder
 from raymlops.serving.routes import OTHER_MEDIA, Route, Routes, error_words
 from raymlops.serving.spec import Serving
 from raymlops.serving.telling import Sink
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.serving.variants import CHALLENGER_TIMEOUT_S, Challengers, PackageSource, Variants
+from raymlops.serving.writing import LogFiles, PredictionStore, thread_writer
 from raymlops.store import LabelRow
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Gateway:
     packages, challengers, store, files, sink : what the gateway needs of the world
     limits : rows, bytes and seconds a request may take
     flush_s : seconds between two writes of the prediction log
+    writing : what writes it, beside this process; threads of this one when not given
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class Gateway:
         limits: Serving | None = None,
         clock: Clock | None = None,
         flush_s: float = FLUSH_S,
+        writing: MakeWriter | None = None,
     ) -> None:
         self.endpoint, self.limits, self._clock = endpoint, limits or Serving(), clock or SystemClock()
         self.id = uuid.uuid4().hex[:12]
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix=f"gateway-{endpoint}")
-        self._recorder = Recorder(endpoint, store, files, sink, self._threads, flush_s)
+        write = writing or thread_writer(endpoint, store, files, sink, self._threads)
+        self._recorder = Recorder(endpoint, write, flush_s, now=self._clock.now)
         self._labels = LabelWriter(endpoint, store, self._recorder, self._threads)
         timeout_s = min(CHALLENGER_TIMEOUT_S, self.limits.deadline / 2)
         self._variants = Variants(endpoint, packages, challengers, self._recorder, timeout_s)
@@ -134,7 +138,7 @@ class Gateway:
             self._flusher = None
         self._desk.close()
         await self._variants.settle()
-        await self._recorder.flush(last=True)
+        await self._recorder.close()
 
     @property
     def split(self) -> TrafficSplit | None:

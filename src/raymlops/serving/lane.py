@@ -12,13 +12,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from raymlops.clock import Clock
 from raymlops.data.rows import join_rows
 from raymlops.errors import ContractViolation, DataError, ModelFault, NotReady, RaymlopsError
-from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.batching import Answer, answer_matrix, answer_rows
 from raymlops.serving.http import (
     Response,
     error_response,
@@ -166,9 +167,16 @@ class Lane:
             self._start(self._predict_large(champion, _Batch(champion.version, "champion", items, since)))
 
     async def _predict_large(self, champion: Loaded, batch: _Batch) -> None:
-        rows = batch.rows()
+        """The prediction in a thread. Encoding holds the interpreter wherever it is done: here it is not taken from the loop
+        piece by piece."""
+        model, rows, loop = champion.model, batch.rows(), asyncio.get_running_loop()
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(None, answer_rows, champion.model, rows)
+            if model.layout is None:
+                answer = await loop.run_in_executor(None, answer_rows, model, rows)
+            else:
+                x, sent = model.contract.encode_sent(rows)
+                answer = await loop.run_in_executor(None, answer_matrix, model, x)
+                answer = replace(answer, sent=sent)
         except Exception as error:
             self._shielded(batch, self._refuse, champion, batch, error)
         else:
@@ -228,24 +236,29 @@ class Lane:
             while stop < len(items) and rows < MAX_BATCH_ROWS:
                 rows += len(items[stop][1].rows)
                 stop += 1
-            self._start(self._ask(challenger, items[:stop], since))
+            batch = _Batch(challenger, "challenger", items[:stop], since)
+            rows_asked = batch.rows()
+            got = partial(self._got, batch, rows_asked)
+            if not self._variants.ask_directly(challenger, rows_asked, stop, got):
+                self._start(self._ask(batch, rows_asked))
             items = items[stop:]
 
-    async def _ask(self, challenger: int, items: Sequence[_Item], since: float) -> None:
-        """One question for all these requests. If anything about its answer is not as it should be, each request goes
-        the usual way, which shields it and counts what is wrong."""
-        batch = _Batch(challenger, "challenger", items, since)
-        rows = batch.rows()
+    async def _ask(self, batch: _Batch, rows: Sequence[Row]) -> None:
         try:
-            answer = await self._variants.ask_together(challenger, rows, len(items))
+            answer = await self._variants.ask_together(batch.version, rows, len(batch.items))
         except Exception as error:
-            self._failed([call for call, _ in items], error)
+            self._failed([call for call, _ in batch.items], error)
             return
-        if answer is None:
-            for call, parsed in items:
-                call.detour(parsed, challenger)
+        self._got(batch, rows, answer)
+
+    def _got(self, batch: _Batch, rows: Sequence[Row], answer: Answer | None) -> None:
+        """One answer for all these requests. If anything about it is not as it should be, each request goes the usual way,
+        which shields it and counts what is wrong."""
+        if answer is not None:
+            self._shielded(batch, self._deliver, batch, rows, answer)
             return
-        self._shielded(batch, self._deliver, batch, rows, answer)
+        for call, parsed in batch.items:
+            call.detour(parsed, batch.version)
 
     # --- answers --------------------------------------------------------------------------------------
 

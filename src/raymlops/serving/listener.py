@@ -1,8 +1,8 @@
 """The gateway's own listener: uvicorn, with a shorter way for plain requests (:mod:`raymlops.serving.lane`).
 
 HTTP stays in uvicorn's and httptools' hands: parsing, keep-alive, pipelining, draining. Only the step from a parsed request
-to the application is another one, and only when the whole request came in one read and asks for nothing special. Sizes and
-times of what comes are bounded by :mod:`raymlops.serving.guard` on both ways.
+to the application is another one, and only when the whole request came at once, be it in a few reads, and asks for nothing
+special. Sizes and times of what comes are bounded by :mod:`raymlops.serving.guard` on both ways.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 75
 DRAIN_S = 5
 _SWEEP_TICKS = 5  # uvicorn ticks ten times a second
+_HOLD_S = 0.05  # a body that comes in several reads is whole by then, or the usual way waits for it
+_HOLD_BYTES = 1024 * 1024
 _GRACE_S = 1.0  # the gateway refuses a late body in its own words first
 
 # Headers that ask nothing of the gateway. A request with any other one goes the usual way, which looks at all of them.
@@ -66,11 +68,13 @@ class _Call:
         "more_body",
         "request_id",
         "response_complete",
+        "waiting",
     )
 
     def __init__(self, protocol: FastProtocol, request_id: str | None, infer: bool) -> None:
         self._protocol, self.request_id, self.infer = protocol, request_id, infer
         self.body = b""
+        self.waiting: asyncio.TimerHandle | None = None
         self.more_body = self.keep_alive = True
         self.response_complete = self.disconnected = False
         self.message_event = protocol.nobody_waits
@@ -136,7 +140,7 @@ class FastProtocol(GuardedProtocol):
                 if value != b"application/json":
                     return None
             elif name == b"content-length":
-                if len(value) > 18 or int(value) > self.lane.limits.max_body_bytes:
+                if len(value) > 18 or int(value) > min(self.lane.limits.max_body_bytes, _HOLD_BYTES):
                     return None
             elif name == b"x-request-id":
                 request_id = request_id_of(value)
@@ -144,21 +148,35 @@ class FastProtocol(GuardedProtocol):
                 return None
         return _Call(self, request_id, self.urls[self.url])
 
+    def on_body(self, body: bytes) -> None:
+        call: Any = self.cycle
+        if type(call) is _Call:
+            # No more than _HOLD_BYTES will come, so reading goes on where uvicorn would hold it up.
+            call.body = call.body + body if call.body else body
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
         call: Any = self.cycle
         if type(call) is _Call and not call.response_complete:
+            if call.waiting is not None:
+                call.waiting.cancel()
             self.lane.submit(call)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         call: Any = self.cycle
-        if type(call) is _Call and call.more_body and self.parser is not None and self._open():
-            # The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits.
+        if type(call) is _Call and call.more_body and call.waiting is None:
+            call.waiting = self.loop.call_later(_HOLD_S, self._slow, call)
+
+    def _slow(self, call: _Call) -> None:
+        """The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits."""
+        if self.cycle is call and call.more_body and self.parser is not None and self._open():
             none: Any = None  # as before a first request, which uvicorn's type leaves out
             self.cycle = none
             self._usual_way()
-            super().on_body(call.body)
+            self.on_body(call.body)
 
     def _open(self) -> bool:
         return not self.refused and not self.transport.is_closing()

@@ -23,6 +23,7 @@ from raymlops.explain.explanation import Explainer
 from raymlops.registry.package import BATCH_SIZES, DECISION, PROFILE, Manifest, Reference, verify
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_estimator, load_native
 from raymlops.search.decision import Decision
+from raymlops.serving.batching import layout_of
 from raymlops.sketch.histogram import Bins
 from raymlops.sketch.profile import Profile
 
@@ -45,6 +46,7 @@ class Predictor:
     raw : the columns ``features`` was trained on, where the package knows them; requests may hold no others
     manifest : of the package
     version : the number the caller gave, 0 when none
+    layout : see :attr:`raymlops.serving.batching.Model.layout`
     decision : calibration and threshold; :meth:`predict` calibrates, :meth:`answer` decides by the threshold
     """
 
@@ -62,6 +64,7 @@ class Predictor:
         self._calibrate = self.decision.calibration.mapper() if self.decision.calibrates else None
         self._cut = self.decision.threshold.value
         self.features = features
+        self.layout = layout_of(contract) if features is None else None
         self.manifest = manifest
         self.version = 0
         self.raw: tuple[Column, ...] | None = None

@@ -10,8 +10,8 @@ import gc
 import logging
 import re
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ray.serve.exceptions import RayServeException
 from raymlops.errors import NotReady, Overloaded, RaymlopsError, UnknownEndpoint, UnknownVersion
 from raymlops.lake import Lake
 from raymlops.registry.package import download
-from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict, warm
+from raymlops.serving.batching import Answer, as_answer, warm
+from raymlops.serving.direct import Link, LinkLost, Links, answered, serve_directly
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.http import (
     ClientGone,
@@ -43,6 +44,7 @@ from raymlops.serving.predictor import Predictor
 from raymlops.serving.protocol import Row
 from raymlops.serving.retry import retried
 from raymlops.serving.routes import error_words
+from raymlops.serving.scribe import scribe
 from raymlops.serving.spec import NAMESPACE, Serving, steward_name
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.settings import Settings
@@ -96,34 +98,48 @@ class StorePackages:
 
 
 class RayChallengers:
-    """Isolated versions, behind Serve handles."""
+    """Isolated versions: over the socket of a replica on this node, else behind Serve handles."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._handles: dict[int, Any] = {}
+        self._links = Links(self._find)
+
+    def link(self, version: int) -> Link | None:
+        return self._links.get(version)
 
     async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer:
-        """One handle call for the whole batch; errors of the version come back as they were raised. When the replica
-        dies under it, another replica of the same version is asked while time is left."""
-        body = await retried(lambda: self._ask(version, rows), _died, timeout_s)
+        """One call for the whole batch; errors of the version come back as they were raised. When the replica dies under it,
+        another replica of the same version is asked while time is left."""
+        return await retried(lambda: self._ask(version, rows), _died, timeout_s)
+
+    async def _ask(self, version: int, rows: Sequence[Row]) -> Answer:
+        link = self._links.get(version)
+        if link is not None:
+            return await link.predict(rows)
+        body = await self._call(version, "predict", rows)
         if isinstance(body, RaymlopsError):
             raise body
         return as_answer(body)
 
-    async def _ask(self, version: int, rows: Sequence[Row]) -> Any:
+    async def _find(self, version: int) -> str | None:
+        node, path = await self._call(version, "where")
+        return path if node == ray.get_runtime_context().get_node_id() else None
+
+    async def _call(self, version: int, method: str, *arguments: Any) -> Any:
         handle: Any = self._handles.get(version)
         if handle is None:
             handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
             self._handles = {version: handle}
         try:
-            return await handle.predict.remote(rows)
+            return await getattr(handle, method).remote(*arguments)
         except Exception:
             self._handles.pop(version, None)  # a handle may outlive its app; the next call looks it up again
             raise
 
 
 def _died(error: Exception) -> bool:
-    return isinstance(error, ray.exceptions.RayActorError)
+    return isinstance(error, (ray.exceptions.RayActorError, LinkLost))
 
 
 class StewardSink:
@@ -148,22 +164,33 @@ class StewardSink:
 
 
 class VersionReplica:
-    """One version by itself: its own process, its own failures."""
+    """One version by itself: its own process, its own failures.
 
-    def __init__(self, endpoint: str, version: int, settings: Settings) -> None:
+    Parameters
+    ----------
+    direct : answer gateways of this node at a socket too. Serve does not see what comes that way, so a version that
+        scales by its requests has none
+    """
+
+    def __init__(self, endpoint: str, version: int, settings: Settings, direct: bool = False) -> None:
         store = Store(settings.store)
         self._model = StorePackages(endpoint, settings, store).load(version)
         store.close()
         warm(self._model)
+        self._path: str | None = None
+        if direct:
+            try:
+                self._path = serve_directly(self._model)
+            except OSError as error:
+                log.warning("version %d of %s has no socket and is asked through Serve: %s", version, endpoint, error)
+
+    def where(self) -> tuple[str, str | None]:
+        """The node, and the socket there."""
+        return ray.get_runtime_context().get_node_id(), self._path
 
     async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""
-        try:
-            began = time.perf_counter()
-            answer = as_dict(answer_rows(self._model, rows))
-            return answer | {"work_ms": (time.perf_counter() - began) * 1000.0}
-        except RaymlopsError as error:
-            return error
+        return answered(self._model, rows)
 
 
 class GatewayReplica:
@@ -176,6 +203,7 @@ class GatewayReplica:
         self._endpoint, self._port, self._host, self._limits = endpoint, port, settings.http_host, serving
         self._store = Store(settings.store)
         self._sink = StewardSink()
+        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"telling-{endpoint}")
         self._gateway = Gateway(
             endpoint,
             packages=StorePackages(endpoint, settings, self._store),
@@ -184,6 +212,7 @@ class GatewayReplica:
             files=Lake(settings.lake),
             sink=self._sink,
             limits=serving,
+            writing=scribe(endpoint, settings.store, settings.lake, self._sink, threads),
         )
         self._listener: Listener | None = None
         self._following: asyncio.Task[None] | None = None
@@ -274,8 +303,8 @@ class GatewayReplica:
 
 
 def _settle() -> None:
-    """Make this process fit for short answers: what was loaded is never looked at by the collector again, and the thread
-    that writes the log gives the interpreter back sooner than after Python's 5 ms."""
+    """Make this process fit for short answers: what was loaded is never looked at by the collector again, and threads
+    (large predictions, labels, what the steward is told) give the interpreter back sooner than after Python's 5 ms."""
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(0.0005)

@@ -116,13 +116,13 @@ class ServeEngine:
         name = version_app(endpoint, version)
         if self.status().get(name) == "RUNNING":
             return
-        deployment: Any = serve.deployment(
-            VersionReplica, name="version", max_constructor_retry_count=1, **self._version_options(endpoint)
-        )
+        options = self._version_options(endpoint)
+        deployment: Any = serve.deployment(VersionReplica, name="version", max_constructor_retry_count=1, **options)
+        direct = "autoscaling_config" not in options
         try:
             _deploy(
                 RunTarget(
-                    deployment.bind(endpoint, version, self.settings),
+                    deployment.bind(endpoint, version, self.settings, direct),
                     name=name,
                     route_prefix=None,
                     logging_config=_QUIET,

@@ -10,116 +10,77 @@ import asyncio
 import logging
 import secrets
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
 
 import numpy as np
 
-from raymlops.blocks import Block, parse_request_id, request_id
-from raymlops.data.served import PREFIX
+from raymlops.blocks import parse_request_id, request_id
 from raymlops.serving.analysis import StatsRecorder, VariantStats
 from raymlops.serving.batching import Answer
-from raymlops.serving.logfile import Served, packed, to_parquet
-from raymlops.serving.telling import Sink, Teller
+from raymlops.serving.logfile import Served
+from raymlops.serving.writing import PredictionStore, Settle, Settled, Writer
 from raymlops.sketch.histogram import Bins
-from raymlops.store import LabelOutcome, LabelRow, PredictionRow, ShadowRow
+from raymlops.store import LabelOutcome, LabelRow, ShadowRow
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
-LOG_S = 2.0
-LOG_ROWS = 50_000
 MAX_WAITING_ROWS = 100_000
 MAX_WAITING_VALUES = 16_000_000  # of wide rows fewer may wait
 
-
-class PredictionStore(Protocol):
-    """Where predictions wait for their labels; :class:`raymlops.store.Store` is one. Called from a thread."""
-
-    def add_predictions(self, endpoint: str, rows: Sequence[PredictionRow]) -> None: ...
-
-    def add_shadows(self, endpoint: str, rows: Sequence[ShadowRow]) -> None: ...
-
-    def add_block(self, endpoint: str, block: Block) -> None: ...
-
-    def add_labels(self, endpoint: str, rows: Sequence[LabelRow]) -> list[LabelOutcome]: ...
-
-
-class LogFiles(Protocol):
-    """Where the prediction log is kept; :class:`raymlops.lake.Lake` is one. Called from a thread."""
-
-    def write(self, key: str, content: bytes) -> None: ...
-
-
-@dataclass(slots=True)
-class _Part:
-    """Requests that go to the store together."""
-
-    served: list[Served]
-    rows: int
-    shadows: list[ShadowRow]
-
-
-@dataclass(slots=True)
-class _File:
-    """Requests that become one file of the log; its id makes writing it twice the same as once."""
-
-    since: float
-    served: list[Served] = field(default_factory=list)
-    rows: int = 0
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+MakeWriter = Callable[[str, float, Settle], Writer]
+"""A writer for a gateway with this series of ids, that is told to store each so many seconds."""
 
 
 class Recorder:
-    """Buffers what was served and hands it on: to store and sink each :data:`FLUSH_S` or :data:`FLUSH_ROWS`, to the lake
-    each :data:`LOG_S` or :data:`LOG_ROWS`. A process that is killed loses what it has not handed on.
+    """Counts what was served and hands it to a writer: to be stored each :data:`FLUSH_S` or :data:`FLUSH_ROWS`, to be logged in
+    the writer's own time. A process that is killed loses what it has not handed on.
+
+    Parameters
+    ----------
+    write : makes the writer
+    max_rows : that may wait for the log, wherever they wait
+    now : wall seconds
 
     Attributes
     ----------
     series : names this process in the ids it gives: 8 random bytes, so that ids of other processes cannot be guessed.
         Within a process ids are counted, which takes no time and keeps the rows of an id findable: who has seen one id
         can guess its neighbours. Clients that must not may send ids of their own.
+    rows, dropped : since the gateway started; of all rows those that the log does not have
     """
 
     def __init__(
         self,
         endpoint: str,
-        store: PredictionStore,
-        files: LogFiles,
-        sink: Sink,
-        executor: Executor,
+        write: MakeWriter,
         flush_s: float = FLUSH_S,
         max_rows: int = MAX_WAITING_ROWS,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint, self.flush_s = endpoint, flush_s
         self.series = secrets.token_hex(8)
-        self._store, self._files, self._executor = store, files, executor
-        self._teller = Teller(endpoint, sink, self.text, flush_s)
-        self._max_rows = max_rows
+        self._writer = write(self.series, flush_s, self._settled)
+        self._max_rows, self._now = max_rows, now
+        self._since = now()
         self._next = self._stored_below = 0
-        self._served: list[Served] = []
         self._shadows: list[ShadowRow] = []
         self._pairs: dict[int, VariantStats] = {}
         self._rows = self._waiting_rows = self._waiting_values = self._waiting_shadows = 0
-        self._parts: list[_Part] = []
-        self._file: _File | None = None
-        self._files_due: list[_File] = []
         self._ids: set[str] = set()
+        self._storing: set[str] = set()
         self._stats: dict[int, StatsRecorder] = defaultdict(StatsRecorder)
         self._totals: dict[int, VariantStats] = defaultdict(VariantStats)
         self._full = asyncio.Event()
-        self._flushing, self._logging = asyncio.Lock(), asyncio.Lock()
+        self._flushing = asyncio.Lock()
         self.rows = self.dropped = 0
 
     def watch(self, version: int, bins: Bins) -> None:
         """This version is the champion now: its rows are counted in these bins for the monitor."""
-        self._teller.watch(version, bins)
+        self._writer.watch(version, bins)
 
     # --- on the request's path ----------------------------------------------------------------------
 
@@ -141,7 +102,7 @@ class Recorder:
         if self._waiting_rows and full:
             self.dropped += count
             return
-        self._served.append(item)
+        self._writer.take(item)
         for given in item.ids:
             if type(given) is str:
                 self._ids.add(given)
@@ -183,14 +144,14 @@ class Recorder:
                 for index, score in enumerate(scores.tolist())
             ]
 
-    def answered(self, version: int, requests: int, latency_ms: float) -> None:
+    def answered(self, version: int, requests: int, latency_ms: float, work_ms: float | None = None) -> None:
         """Count requests that were answered together."""
-        self._stats[version].answered(requests, latency_ms)
+        self._stats[version].answered(requests, latency_ms, work_ms)
 
     def holds(self, request_ids: Iterable[str]) -> bool:
         """Whether rows of any of these requests are not in the store yet."""
         for given in request_ids:
-            if given in self._ids:
+            if given in self._ids or given in self._storing:
                 return True
             parsed = parse_request_id(given)
             if parsed and parsed[0] == self.series and self._stored_below < parsed[1] <= self._next:
@@ -211,14 +172,14 @@ class Recorder:
         """Flush for ever; what fails is tried again at the next turn."""
         while True:
             try:
-                await asyncio.wait_for(self._full.wait(), self.flush_s)
-            except asyncio.TimeoutError:
-                self._full.clear()
-            try:
                 await self.flush()
             except Exception:
                 log.exception("%s: the prediction log could not be written; its rows wait", self.endpoint)
                 await asyncio.sleep(self.flush_s)
+            try:
+                await asyncio.wait_for(self._full.wait(), self.flush_s)
+            except asyncio.TimeoutError:
+                self._full.clear()
 
     async def flush(self, *, last: bool = False, log: bool = True) -> None:
         """Hand over everything that waits. Rows are in the store when this returns; the log is written and the monitor is told
@@ -232,46 +193,31 @@ class Recorder:
         # Who waits may give up (a deadline, the end): half a flush would tell something twice, or never.
         await asyncio.shield(self._flush(last, log))
 
-    async def _flush(self, last: bool, log: bool) -> None:
-        await self._to_store(last)
-        if log:
-            await self._to_log(last)
+    async def close(self) -> None:
+        """Write what waits and let go of the writer."""
+        await self.flush(last=True)
+        await self._writer.close()
 
-    async def _to_store(self, last: bool) -> None:
+    async def _flush(self, last: bool, log: bool) -> None:
         async with self._flushing:
             self._full.clear()
-            fresh, self._served = self._served, []
+            self._rows, upto = 0, self._next
+            self._storing |= self._ids
+            self._ids = set()
             copies, self._shadows = self._shadows, []
-            rows, self._rows, upto = self._rows, 0, self._next
-            stats = self._take_stats()
-            loop = asyncio.get_running_loop()
-            if fresh or copies:
-                self._parts.append(_Part(fresh, rows, copies))
-            if fresh or stats or self._teller.waits:
-                tell = partial(self._teller.tell, fresh, stats, last=last)
-                await loop.run_in_executor(self._executor, tell)
-            while self._parts:
-                part = self._parts[0]
-                await loop.run_in_executor(self._executor, self._store_now, part)
-                self._parts.pop(0)
-                self._waiting_shadows -= len(part.shadows)
-                self._log_later(part)
-                self._ids.difference_update(i for item in part.served for i in item.ids if type(i) is str)
+            since, self._since = self._since, self._now()
+            await self._writer.store(self._take_stats(), copies, since, last=last)
             self._stored_below = upto
+            self._storing.clear()
+        if log:  # whoever waits for the store does not wait for the lake
+            await self._writer.log(last=last)
 
-    async def _to_log(self, last: bool) -> None:
-        """Under a lock of its own: whoever waits for the store does not wait for the lake."""
-        async with self._logging:
-            loop = asyncio.get_running_loop()
-            if self._file is not None and (last or self._file_is_due(self._file)):
-                self._files_due.append(self._file)
-                self._file = None
-            while self._files_due:
-                file = self._files_due[0]
-                await loop.run_in_executor(self._executor, self._write_now, file)
-                self._files_due.pop(0)
-                self._waiting_rows -= file.rows
-                self._waiting_values -= sum(item.answer.x.size for item in file.served)
+    def _settled(self, done: Settled) -> None:
+        self._waiting_rows -= done.rows
+        self._waiting_values -= done.values
+        self._waiting_shadows -= done.shadows
+        if done.lost:
+            self.dropped += done.rows
 
     def _take_stats(self) -> dict[int, VariantStats]:
         """The figures since the last time, now counted in the totals. Runs on the event loop."""
@@ -283,34 +229,6 @@ class Recorder:
         for version, figures in stats.items():
             self._totals[version] = self._totals[version] + figures
         return stats
-
-    def _store_now(self, part: _Part) -> None:
-        if part.shadows:
-            self._store.add_shadows(self.endpoint, part.shadows)
-        if not part.served:
-            return
-        block, single = packed(self.series, part.served)
-        if single:
-            self._store.add_predictions(self.endpoint, single)
-        if block is not None:
-            self._store.add_block(self.endpoint, block)
-
-    def _log_later(self, part: _Part) -> None:
-        if part.served:
-            if self._file is None:
-                self._file = _File(time.monotonic())
-            self._file.served += part.served
-            self._file.rows += part.rows
-
-    def _file_is_due(self, file: _File) -> bool:
-        full = file.rows >= LOG_ROWS or 2 * self._waiting_values >= MAX_WAITING_VALUES
-        return full or time.monotonic() - file.since >= LOG_S
-
-    def _write_now(self, file: _File) -> None:
-        day = time.strftime("%Y%m%d", time.gmtime(file.served[0].served_at))
-        for number, content in enumerate(to_parquet(file.served, self.series)):
-            name = f"{file.id}-{number}" if number else file.id
-            self._files.write(f"{PREFIX}/{self.endpoint}/{day}/{name}.parquet", content)
 
 
 class LabelWriter:

@@ -7,6 +7,7 @@ added to what is told next: counts and figures are never lost while this process
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import defaultdict
@@ -65,11 +66,12 @@ def most_bytes(bins: Bins, versions: int = _VERSIONS) -> int:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What is to be told next."""
+    """What is to be told next; ``since`` is when the first of it may have been served, wall seconds."""
 
     observed: dict[int, Observed]
     stats: dict[int, VariantStats]
     rows: int = 0
+    since: float = math.inf
 
 
 class Teller:
@@ -108,11 +110,15 @@ class Teller:
         """Count rows of this version, in these bins, from now on: it is the champion."""
         self._watched = version, bins
 
-    def tell(self, fresh: Sequence[Served], stats: dict[int, VariantStats], *, last: bool = False) -> None:
-        """Take what was served, and count and tell all that waits when it is time, or when this is the ``last`` call.
+    def tell(
+        self, fresh: Sequence[Served], stats: dict[int, VariantStats], since: float = 0.0, *, last: bool = False
+    ) -> None:
+        """Take what was served ``since``, and count and tell all that waits when it is time, or when this is the ``last`` call.
 
         ``stats`` are figures since the last call, without scores.
         """
+        if fresh or stats:
+            self._waiting.since = min(self._waiting.since, since)
         self._fresh += fresh
         self._fresh_rows += sum(len(item.answer.scores) for item in fresh)
         for version, figures in stats.items():
@@ -131,6 +137,7 @@ class Teller:
             "observed": {version: seen.to_message() for version, seen in waiting.observed.items()},
             "stats": {version: item.to_dict() for version, item in waiting.stats.items()},
             "rows": waiting.rows,
+            "since": 0.0 if waiting.since == math.inf else waiting.since,
         }
         try:
             self._sink.observe(batch)

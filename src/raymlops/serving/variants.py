@@ -7,9 +7,13 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.data.schema import Sent
 from raymlops.errors import (
     ContractViolation,
     DataError,
@@ -19,6 +23,7 @@ from raymlops.errors import (
     UnknownVersion,
 )
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
+from raymlops.serving.direct import Link
 from raymlops.serving.http import Deadline
 from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import PredictRequest, Row
@@ -45,6 +50,9 @@ class Challengers(Protocol):
     """Versions that are served elsewhere."""
 
     async def predict(self, version: int, rows: Sequence[Row], timeout_s: float) -> Answer: ...
+
+    def link(self, version: int) -> Link | None:
+        """The short way to a version when there is one now; asking for it may start the search for one."""
 
 
 @dataclass(slots=True)
@@ -345,10 +353,55 @@ class Variants:
         if len(answer.predictions) != len(rows) or not answer.finite.all():
             return None
         took_s = time.perf_counter() - started
-        isolated.patience.answered(took_s if answer.work_ms is None else answer.work_ms / 1000.0)
-        for _ in range(requests):
-            self._recorder.request(version, took_s * 1000.0, work_ms=answer.work_ms)
+        isolated.patience.answered(_own_s(answer, took_s))
+        self._recorder.answered(version, requests, took_s * 1000.0, answer.work_ms)
         return answer
+
+    def ask_directly(
+        self, version: int, rows: Sequence[Row], requests: int, got: Callable[[Answer | None], None]
+    ) -> bool:
+        """As :meth:`ask_together`, over the version's own socket and without a task: ``got`` is called with what that
+        returns. ``False``, and nothing done, when there is no such way now."""
+        isolated, champion = self._isolated.get(version), self._champion
+        if isolated is None or champion is None or self._split is None or self._split.shadow:
+            return False
+        link = self._challengers.link(version)
+        if link is None:
+            return False
+        x: NDArray[np.float32] | None = None
+        sent: Sent | None = None
+        if link.layout is not None and link.layout == champion.model.layout:
+            try:
+                x, sent = champion.model.contract.encode_sent(rows)
+            except DataError:
+                got(None)
+                return True
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+
+        def answered(answer: Answer | Exception) -> None:
+            timer.cancel()
+            if isinstance(answer, Exception):
+                if not isinstance(answer, DataError):
+                    log.warning("%s: challenger %d failed: %s", self.endpoint, version, answer)
+                got(None)
+                return
+            if len(answer.predictions) != len(rows) or not answer.finite.all():
+                got(None)
+                return
+            took_s = time.perf_counter() - started
+            isolated.patience.answered(_own_s(answer, took_s))
+            self._recorder.answered(version, requests, took_s * 1000.0, answer.work_ms)
+            got(answer if x is None else replace(answer, x=x, sent=sent))
+
+        def late() -> None:
+            link.forget(number)
+            isolated.patience.silent()
+            got(None)
+
+        timer = loop.call_later(isolated.patience.limit_s(len(rows)), late)
+        number = link.ask(rows if x is None else x, answered)
+        return True
 
     async def settle(self) -> None:
         """Let challengers that are still asked answer, within their time limit, so that their figures are whole."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from raymlops.blocks import Block
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
-from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.batching import Answer, answer_rows, layout_of
+from raymlops.serving.direct import Link
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
@@ -57,6 +58,10 @@ class FakeModel:
         self.probability, self.fault = probability, fault
         self.batches: list[int] = []
         self.bins = small_profile().bins
+
+    @property
+    def layout(self) -> str:
+        return layout_of(self.contract)
 
     @property
     def inputs(self) -> tuple[Column, ...]:
@@ -111,6 +116,10 @@ class FakeChallengers:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         return answer_rows(self.models[version], rows)
+
+    def link(self, version: int) -> Link | None:
+        """None: there is no other process."""
+        return None
 
 
 class ListSink:

@@ -1,0 +1,275 @@
+"""The short way to an isolated version on the same node: a Unix socket, one message a turn of the gateway's event loop.
+
+Serve's handle is the way to find the socket, and the way to ask when there is none or when it broke. Rows travel as
+the matrix the gateway made of them where both versions make the same of a row (:attr:`raymlops.serving.batching.Model.layout`),
+else as they were sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlops.errors import NotReady, RaymlopsError
+from raymlops.serving.batching import Answer, Model, answer_matrix, answer_rows, as_answer, as_dict
+from raymlops.serving.frames import Frames
+from raymlops.serving.protocol import Row
+
+log = logging.getLogger(__name__)
+
+MOST_UNANSWERED = 256
+"""Questions on their way; a version that has so many before it is asked the other way."""
+AGAIN_S = 1.0
+OPEN_S = 5.0
+Got = Callable[["Answer | Exception"], None]
+
+
+class LinkLost(NotReady):
+    """The version at the other end is gone; asking again another way is safe."""
+
+
+class Link:
+    """A gateway's connection to one replica of a version.
+
+    Attributes
+    ----------
+    layout : of the version's matrix, ``None`` when it takes rows only
+    """
+
+    def __init__(self) -> None:
+        self.layout: str | None = None
+        self.alive = False
+        self._frames = Frames(self._answered, self._lost)
+        self._asked: dict[int, Got] = {}
+        self._number = self._unanswered = 0
+        self._hello: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(cls, path: str) -> Link:
+        """Connect to a socket that :func:`serve_directly` made.
+
+        Raises
+        ------
+        OSError, LinkLost : nobody is there
+        """
+        link = cls()
+        loop = asyncio.get_running_loop()
+        link._hello = loop.create_future()
+        await loop.create_unix_connection(lambda: link._frames, path)
+        await link._hello
+        return link
+
+    @property
+    def busy(self) -> bool:
+        return self._unanswered >= MOST_UNANSWERED
+
+    def ask(self, content: NDArray[np.float32] | Sequence[Row], got: Got) -> int:
+        """Ask about a matrix ``(n, n_features)`` of this :attr:`layout`, or about rows; ``got`` is called on the event loop.
+
+        The number that is returned is what :meth:`forget` takes.
+        """
+        self._number += 1
+        self._unanswered += 1
+        self._asked[self._number] = got
+        self._frames.send((self._number, content))
+        return self._number
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._asked.pop(number, None)
+
+    async def predict(self, rows: Sequence[Row]) -> Answer:
+        """As :meth:`raymlops.serving.variants.Challengers.predict`.
+
+        Raises
+        ------
+        LinkLost : the version is gone
+        whatever the version raised
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def got(answer: Answer | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        number = self.ask(rows, got)
+        try:
+            return await future
+        finally:
+            self.forget(number)
+
+    def close(self) -> None:
+        self._frames.close()
+
+    def _answered(self, message: tuple[int, Any]) -> None:
+        number, body = message
+        if not number:
+            self.layout, self.alive = body, True
+            if self._hello is not None and not self._hello.done():
+                self._hello.set_result(None)
+            return
+        self._unanswered -= 1
+        got = self._asked.pop(number, None)
+        if got is not None:
+            got(body if isinstance(body, Exception) else as_answer(body))
+
+    def _lost(self) -> None:
+        self.alive = False
+        lost = LinkLost("The version's replica is gone.")
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_exception(lost)
+        asked, self._asked = self._asked, {}
+        for got in asked.values():
+            got(lost)
+
+
+class Links:
+    """Connections to isolated versions, found and opened beside what asks.
+
+    Parameters
+    ----------
+    find : the socket of a version's replica on this node, ``None`` when there is none
+    """
+
+    def __init__(self, find: Callable[[int], Awaitable[str | None]]) -> None:
+        self._find = find
+        self._links: dict[int, Link] = {}
+        self._next_try: dict[int, float] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def get(self, version: int) -> Link | None:
+        """The connection to a version, if there is one that is free; else one is looked for, at most each :data:`AGAIN_S`."""
+        link = self._links.get(version)
+        if link is not None and link.alive:
+            return None if link.busy else link
+        now = time.monotonic()
+        if now >= self._next_try.get(version, 0.0):
+            self._next_try[version] = now + AGAIN_S
+            task = asyncio.ensure_future(self._open(version))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        return None
+
+    async def _open(self, version: int) -> None:
+        try:
+            path = await asyncio.wait_for(self._find(version), OPEN_S)
+            if path is None:
+                self._next_try[version] = math.inf
+                return
+            link = await asyncio.wait_for(Link.open(path), OPEN_S)
+        except Exception as error:
+            log.debug("no short way to version %d: %s", version, error)
+            return
+        for other in [known for known in self._links if known != version]:
+            self._links.pop(other).close()
+            self._next_try.pop(other, None)
+        self._links[version] = link
+
+
+class _Desk:
+    """A version's end of one connection."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.frames = _Greeting(self._asked, lambda: None, (0, model.layout))
+
+    def _asked(self, message: tuple[int, Any]) -> None:
+        number, content = message
+        self.frames.send((number, answered(self._model, content)))
+
+
+class _Greeting(Frames):
+    def __init__(self, got: Callable[[Any], None], lost: Callable[[], None], greeting: Any) -> None:
+        super().__init__(got, lost)
+        self._greeting = greeting
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.send(self._greeting)
+
+
+def answered(model: Model, content: Any) -> dict[str, Any] | RaymlopsError:
+    """A version's answer to a matrix or to rows, as a dictionary with ``work_ms``, or the error to raise: so it arrives whole."""
+    began = time.perf_counter()
+    try:
+        matrix = isinstance(content, np.ndarray)
+        answer = as_dict(answer_matrix(model, content) if matrix else answer_rows(model, content))
+        if matrix:
+            answer["x"] = None  # who asks has it
+    except RaymlopsError as error:
+        return error
+    except Exception as error:
+        log.exception("the version failed")
+        return RaymlopsError(f"{type(error).__name__}: {error}")
+    return answer | {"work_ms": (time.perf_counter() - began) * 1000.0}
+
+
+def serve_directly(model: Model, folder: Path | None = None) -> str:
+    """Answer at a new Unix socket that only this user reaches, in a thread of this process until it ends; the socket's path.
+
+    Raises
+    ------
+    OSError : no socket can be made
+    PermissionError : the folder is somebody else's
+    """
+    place = folder or _private_folder()
+    _sweep(place)
+    path = str(place / f"{uuid.uuid4().hex[:16]}.sock")
+    started: list[OSError] = []
+    up = threading.Event()
+
+    async def listen() -> None:
+        try:
+            server = await asyncio.get_running_loop().create_unix_server(lambda: _Desk(model).frames, path)
+        except OSError as error:
+            started.append(error)
+            return
+        finally:
+            up.set()
+        async with server:
+            await server.serve_forever()
+
+    threading.Thread(target=lambda: asyncio.run(listen()), name="direct", daemon=True).start()
+    up.wait()
+    if started:
+        raise started[0]
+    return path
+
+
+def _private_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"raymlops-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} can be reached by others: remove it, or chmod 700 what is yours.")
+    return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the sockets of versions that have ended: a file outlives its listener."""
+    for path in folder.glob("*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(0.1)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue  # full or slow is not ended
