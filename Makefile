@@ -2,17 +2,20 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
+LIGHT := tests/unit tests/property tests/contract
 
 .PHONY: demo test check unit lock clean
 
 demo: .venv/ready
 	$(BIN)/raymlops demo
 
+# What needs no cluster first, on all cores; then one session whose tests share a Ray, a Spark and a Serve.
 test: .venv/ready
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n logical $(LIGHT)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(LIGHT)) tests
 
 unit: .venv/ready
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n logical tests/unit
 
 check: .venv/ready
 	$(BIN)/ruff check .
