@@ -11,11 +11,11 @@ demo: .venv/ready
 
 # What needs no cluster first, on all cores; then one session whose tests share a Ray, a Spark and a Serve.
 test: .venv/ready
-	$(BIN)/python -m pytest -n logical $(LIGHT)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(LIGHT)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(LIGHT)) tests
 
 unit: .venv/ready
-	$(BIN)/python -m pytest -n logical tests/unit
+	$(BIN)/python -m pytest -n logical --dist worksteal tests/unit
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers of pytest-xdist have a terminal's size, which is nobody's.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 from raymlops.clock import ManualClock
 from raymlops.settings import Settings
