@@ -40,10 +40,10 @@ def count_with(spark_on_ray: SparkOnRay, spark: SparkSession, work: PeriodWork) 
     content = dumps_by_value(work, (*defined_by(work.model.before), *defined_by(work.model.after)))
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        work = pickle.loads(content)
+        mine: PeriodWork = pickle.loads(content)
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                part = work.count_stored(tasks[number])
+                part = mine.count_stored(tasks[number])
                 yield pa.RecordBatch.from_pydict({"part": [part.to_bytes()]})
 
     frame = spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(count, "part binary")
