@@ -61,6 +61,10 @@ def test_the_lake_keeps_bytes(tmp_path: Path) -> None:
     lake.write("a/c/d.txt", b"three")
     assert lake.read("a/b.txt") == b"two"
     assert list(lake.keys("a")) == ["a/b.txt", "a/c/d.txt"]
+    with lake.open("a/b.txt") as stream:
+        assert (stream.seek(1), stream.read()) == (1, b"wo")
+    with pytest.raises(DataError, match=r"holds no 'a/y\.txt'"):
+        lake.open("a/y.txt")
     folder = lake.fetch_folder("a", tmp_path / "copy")
     assert (folder / "c" / "d.txt").read_bytes() == b"three"
     with pytest.raises(DataError, match=r"holds no 'a/x\.txt'"):

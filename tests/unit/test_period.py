@@ -261,9 +261,9 @@ def test_a_spark_that_cannot_start_is_told_and_is_no_reason_to_stop(tmp_path: Pa
 def test_a_file_that_does_not_hold_what_the_contract_says_is_named(tmp_path: Path) -> None:
     work, _, _ = held_work(tmp_path, 50_000)
     table = pq.read_table(tmp_path / "data.parquet").to_pandas()
-    table["a"] = table["a"].astype(str)
+    table.loc[7_500, "a"] = np.nan
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
     work.lake.write("data.parquet", sink.getvalue())
-    with pytest.raises(DataError, match=r"file data.parquet is damaged: in row 7001 column .a.: expected number, got"):
+    with pytest.raises(DataError, match=r"file data.parquet is damaged: in row 7500 column .a.: .*"):
         work.count_stored(range(1))

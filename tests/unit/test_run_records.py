@@ -11,20 +11,27 @@ import pandas as pd
 import pytest
 
 from raymlops import FrameSource, Pipeline, cli_assess
-from raymlops.data.assess import Assess
+from raymlops.data.assess import QUICK_MODELS, Assess
 from raymlops.data.catalog import Catalog
 from raymlops.data.contract_text import parse
 from raymlops.data.schema import learn_contract
 from raymlops.data.served import ARRIVED
+from raymlops.data.snapshot import load_arrays
 from raymlops.data.split import SplitBy
 from raymlops.errors import ConfigError, ContractViolation
 from raymlops.events import EventLog
 from raymlops.gate import Gate
 from raymlops.lake import Lake
 from raymlops.loop import ray_loop
+from raymlops.loop.held_period import HeldOutModel, PeriodWork
 from raymlops.loop.ports import Silent
 from raymlops.loop.ray_loop import Turn, judged, read_rows
+from raymlops.monitor.monitor import Monitor
+from raymlops.registry.package import REFERENCE_ROWS
+from raymlops.search.decision import Decision
 from raymlops.settings import Settings
+from raymlops.sketch.period import counted
+from raymlops.sketch.profile import SCORE
 from raymlops.store import Store
 
 CONTRACT = """
@@ -172,3 +179,42 @@ def test_a_champion_that_takes_other_columns_is_not_compared(turn: Turn, monkeyp
     assert turn._rival(None, None, frame.assign(a="text"), None) is None
     assert "not compared with champion 7: " in told[1]
     assert "'a'" in told[1]
+
+
+class Sums:
+    """Says of a row its sum; ``slope`` tells two fits apart."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.slope / (1 + np.exp(-x.sum(axis=1)))
+
+
+def test_all_held_out_rows_are_the_reference_where_they_are_many(
+    turn: Turn, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = pd.concat([frame] * 60, ignore_index=True).assign(key=np.arange(36_000))
+    many["ts"] = many.ts.min() + pd.to_timedelta(np.arange(36_000), unit="s")
+    turn = with_(turn, assess=turn.pipeline.assess.without(*QUICK_MODELS))
+    snapshot = turn._snapshot(many, "ts", None, "e1")
+    arrays = load_arrays(turn.lake, snapshot)
+    validation, test = len(arrays.y_validation), len(arrays.y_test)
+    model = HeldOutModel(
+        before=Sums(1.0), after=Sums(0.5), decision=Decision(), validation=validation, multiclass=False
+    )
+    asked: list[PeriodWork] = []
+    monkeypatch.setattr(ray_loop, "count_in_spark", lambda work, **_: asked.append(work))
+    found = turn._period(snapshot, arrays, model)
+    assert found is not None
+    assert found.sketch.rows == validation + test > REFERENCE_ROWS
+    assert (found.bins.columns, asked) == (("a", "c", SCORE), [])
+    monkeypatch.setattr("raymlops.loop.held_period.SPARK_VALUES", 1)
+    assert replace(turn, spark=None)._period(snapshot, arrays, model).to_bytes() == found.to_bytes()
+    assert not asked  # the rows did not come from Spark
+    assert turn._period(snapshot, arrays, model).to_bytes() == found.to_bytes()
+    (work,) = asked
+    stored = counted(work.count_stored(task) for task in work.tasks())
+    assert work.plan.profile(stored, snapshot.split.ordered).to_bytes() == found.to_bytes()
+    recent = with_(turn, monitor=Monitor(reference="recent"))
+    assert recent._period(snapshot, arrays, model) is None

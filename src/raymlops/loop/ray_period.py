@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -39,11 +39,11 @@ def count_with(spark_on_ray: SparkOnRay, spark: SparkSession, work: PeriodWork) 
     # By value: a model may be of a class of the user's own, in a module that the workers do not have.
     content = dumps_by_value(work, (*defined_by(work.model.before), *defined_by(work.model.after)))
 
-    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        work = pickle.loads(content)
+    def count(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        mine: PeriodWork = pickle.loads(content)
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                part = work.count_stored(tasks[number])
+                part = mine.count_stored(tasks[number])
                 yield pa.RecordBatch.from_pydict({"part": [part.to_bytes()]})
 
     frame = spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(count, "part binary")

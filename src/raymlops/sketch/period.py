@@ -34,7 +34,7 @@ _GROWS, _FEWEST = 1.6, 4
 """Where a time has grown so much with the last doubling of the blocks, it is taken to grow on, up to so few blocks a period."""
 
 
-def most_tied(z: NDArray[np.floating[Any]], most: int = MOST_TIED) -> NDArray[np.intp]:
+def most_tied(z: NDArray[Any], most: int = MOST_TIED) -> NDArray[np.intp]:
     """Columns of ``z`` ``(n, d)`` that vary; of more than ``most`` those that depend most on the others."""
     varied = np.flatnonzero(z.std(axis=0) > 1e-6)
     if varied.size > most:
@@ -239,7 +239,9 @@ class _Level:
     @classmethod
     def of(cls, length: int, blocks: NDArray[np.int64], joint: NDArray[np.intp]) -> _Level:
         some = blocks[joint].astype(np.float64)
-        return cls(length, blocks.shape[1], blocks.sum(axis=1), (blocks * blocks).sum(axis=1), some @ some.T)
+        return cls(
+            length, blocks.shape[1], blocks.sum(axis=1), (blocks * blocks).sum(axis=1), (some @ some.T).astype(np.int64)
+        )
 
     def times(self, variance: NDArray[np.float64]) -> NDArray[np.float64]:
         """``length * var(means) / var(rows)`` of each series, at least 1."""
