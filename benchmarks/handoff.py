@@ -58,7 +58,7 @@ def floats(spark: Any, rows: int, parts: int) -> Any:
 
 def mixed(spark: Any, rows: int, parts: int) -> Any:
     values = ", ".join(f"'value-{i:02d}'" for i in range(64))
-    categories = [f"elt(cast({part(i, 6)} as int) + 1, {values}) as {name}" for i, name in enumerate(CATEGORIES)]
+    categories = [f"array({values})[cast({part(i, 6)} as int)] as {name}" for i, name in enumerate(CATEGORIES)]
     texts = [
         f"concat('text ', cast(id + {i} as string), cast({part(20 + i, 30)} as string)) as {name}"
         for i, name in enumerate(TEXTS)
