@@ -6,6 +6,7 @@ import json
 import operator
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -334,10 +335,16 @@ class TestOneSession:
         frame = spark.range(0, 6000, 1, 6).where("id < 500 or id between 2500 and 3500")
         found = plain(*hand_over(frame, spark_on_ray.folder()))
         assert found["id"].tolist() == [*range(500), *range(2500, 3501)]
-        seen = ray_write.listed
-        monkeypatch.setattr(
-            ray_write, "listed", lambda folder: [x for x in seen(folder) if not x[0].startswith("part-00002")]
-        )
+        listed, modes = ray_write.listed, set()
+
+        def without_one(folder: str) -> list[tuple[str, int]]:
+            files = listed(folder)
+            for name, _ in files:
+                with suppress(FileNotFoundError):  # it has been read meanwhile
+                    modes.add((Path(folder) / name).stat().st_mode & 0o777)
+            return [item for item in files if not item[0].startswith("part-00002")]
+
+        monkeypatch.setattr(ray_write, "listed", without_one)
         with pytest.raises(
             SparkUnavailable, match="Partition 2 was written and is nowhere: a node went with its files"
         ):

@@ -37,6 +37,7 @@ _AT_ONCE = {
     "mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     "fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
     "fs.file.impl.disable.cache": "true",
+    "fs.permissions.umask-mode": "077",
     "io.file.buffer.size": str(1 << 17),
     "maxRecordsPerFile": "0",
     "compression": "none",
