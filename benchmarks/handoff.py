@@ -10,7 +10,7 @@ as float64 and times as 64-bit integers. Texts stay texts. One small table is ha
 Python workers. The rounds of a way run in one session; their median counts.
 
 - raymlops: ``spark_arrays``
-- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap, a collector for it, and no limit on results
+- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap, the collector and compiler for it, and no limit on results
 - parquet: Spark writes uncompressed Parquet to the same disk, ``ray.data.read_parquet`` reads it
 - from_spark: ``ray.data.from_spark``
 
