@@ -225,8 +225,7 @@ class _Written:
         scala = context._jsc.sc()
         scala.listenerBus().waitUntilEmpty()
         self._store = scala.statusStore()
-        (job,) = scala.statusTracker().getJobIdsForTag(tag)
-        stages = self._store.job(job).stageIds()
+        stages = self._store.job(max(scala.statusTracker().getJobIdsForTag(tag))).stageIds()
         self._stage = max(stages.apply(index) for index in range(stages.size()))
         self._last = self._store.lastStageAttempt(self._stage)
 
