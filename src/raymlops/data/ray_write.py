@@ -120,7 +120,7 @@ class RowWriter:
     def _lacks(self, tag: str) -> list[int]:
         """Partitions that have rows and no file: Spark writes no file for an empty one, and nothing tells that from a lost one."""
         job = _Written(self.frame, tag)
-        return [] if len(self._found) == job.tasks else sorted(job.with_rows() - self._found.keys())
+        return [] if job.whole(len(self._found)) else sorted(job.with_rows() - self._found.keys())
 
     def _look(self, folder: str) -> None:
         self._take(listed(folder), folder, "")
@@ -229,10 +229,9 @@ class _Written:
         self._stage = max(stages.apply(index) for index in range(stages.size()))
         self._last = self._store.lastStageAttempt(self._stage)
 
-    @property
-    def tasks(self) -> int:
-        """One a partition, unless the stage had to begin again, when it is less."""
-        return int(self._last.numTasks())
+    def whole(self, files: int) -> bool:
+        """Whether there is a file for each task: one a partition, unless the stage had to begin again with those that it lacked."""
+        return bool(self._last.attemptId() == 0 and self._last.numTasks() == files)
 
     def with_rows(self) -> set[int]:
         """Numbers of the partitions that have rows."""
