@@ -10,7 +10,7 @@ as float64 and times as 64-bit integers. Texts stay texts. One small table is ha
 Python workers. The rounds of a way run in one session; their median counts.
 
 - raymlops: ``spark_arrays``
-- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap, a collector for it, and no limit on results
+- toPandas: ``DataFrame.toPandas()`` with Arrow, then NumPy; the driver has 6 GB of heap, the collector and compiler for it, and no limit on results
 - parquet: Spark writes uncompressed Parquet to the same disk, ``ray.data.read_parquet`` reads it
 - from_spark: ``ray.data.from_spark``
 
@@ -58,7 +58,7 @@ def floats(spark: Any, rows: int, parts: int) -> Any:
 
 def mixed(spark: Any, rows: int, parts: int) -> Any:
     values = ", ".join(f"'value-{i:02d}'" for i in range(64))
-    categories = [f"elt(cast({part(i, 6)} as int) + 1, {values}) as {name}" for i, name in enumerate(CATEGORIES)]
+    categories = [f"array({values})[cast({part(i, 6)} as int)] as {name}" for i, name in enumerate(CATEGORIES)]
     texts = [
         f"concat('text ', cast(id + {i} as string), cast({part(20 + i, 30)} as string)) as {name}"
         for i, name in enumerate(TEXTS)

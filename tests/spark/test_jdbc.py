@@ -17,7 +17,8 @@ from pyspark.sql import SparkSession
 from raymlops.data.ray_read import read_source
 from raymlops.data.sql import SQLSource
 
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+short_lived = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+spark = SparkSession.builder.master("local[1]").config(map=short_lived).getOrCreate()
 url, driver = "jdbc:derby:memory:sales;create=true", "org.apache.derby.jdbc.EmbeddedDriver"
 made = spark.range(0, 90, 1, 1).selectExpr("id", "id * 0.5d AS price", "id % 2 AS y")
 made.write.format("jdbc").options(url=url, driver=driver, dbtable="sales").save()

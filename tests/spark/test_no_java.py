@@ -38,7 +38,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """A PATH with what Ray's start needs, and no java on it."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "sh", "ps", "env", "uname", "cat", "dirname", "readlink", "basename", "rm"):
+    for name in ("bash", "sh", "ps", "env", "uname", "cat", "dirname", "readlink", "basename", "rm", "chmod"):
         found = shutil.which(name)
         assert found is not None, name
         (tools / name).symlink_to(found)

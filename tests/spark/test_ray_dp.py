@@ -7,6 +7,7 @@ import json
 import operator
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -310,7 +311,8 @@ class TestOneSession:
             "id % 2 y",
         )
         frame = spark.range(0, 3000, 1, 6).selectExpr(*columns)
-        made = spark_arrays(frame, spark_on_ray.folder(), label="y", texts=("u",))
+        folder = spark_on_ray.folder()
+        made = spark_arrays(frame, folder, label="y", texts=("u",))
         assert made.names == ("f", "k")
         np.testing.assert_array_equal(made.x[:, 0], np.arange(3000, dtype=np.float32))
         np.testing.assert_array_equal(made.x[:, 1], np.arange(3000) // 500)  # each partition has a text of its own
@@ -319,7 +321,7 @@ class TestOneSession:
         np.testing.assert_array_equal(made.label, np.arange(3000) % 2)
         np.testing.assert_array_equal(made.times["t"].astype("int64"), np.arange(3000) * 10**6)
         assert len(set(made.texts["u"].to_pylist())) == 3000
-        assert not list((Path(spark_on_ray.folder()).parent).glob("handed-*"))
+        assert not Path(folder).exists()
 
     def test_workers_know_their_node(self, session: tuple[SparkOnRay, Any]) -> None:
         """Partitions of other nodes are fetched from the node that their writers name."""
@@ -377,10 +379,16 @@ class TestOneSession:
         frame = spark.range(0, 6000, 1, 6).where("id < 500 or id between 2500 and 3500")
         found = plain(*hand_over(frame, spark_on_ray.folder()))
         assert found["id"].tolist() == [*range(500), *range(2500, 3501)]
-        seen = ray_write.listed
-        monkeypatch.setattr(
-            ray_write, "listed", lambda folder: [x for x in seen(folder) if not x[0].startswith("part-00002")]
-        )
+        listed, modes = ray_write.listed, set()
+
+        def without_one(folder: str) -> list[tuple[str, int]]:
+            files = listed(folder)
+            for name, _ in files:
+                with suppress(FileNotFoundError):  # it has been read meanwhile
+                    modes.add((Path(folder) / name).stat().st_mode & 0o777)
+            return [item for item in files if not item[0].startswith("part-00002")]
+
+        monkeypatch.setattr(ray_write, "listed", without_one)
         with pytest.raises(
             SparkUnavailable, match="Partition 2 was written and is nowhere: a node went with its files"
         ):

@@ -138,24 +138,27 @@ class SoonIdle(SparkOnRay):
     IDLE_S = 2
 
 
-def test_executors_are_added_for_a_long_job_and_released_when_idle(no_spark: Settings) -> None:
+def test_executors_are_added_for_a_long_job_and_released_when_idle(no_spark: Settings, tmp_path: Path) -> None:
     """Two executors on the one node: Ray counts a tenth of a CPU for each."""
+    enough = tmp_path / "enough"
 
-    def slow(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            time.sleep(0.5)
-            yield batch
+    def long(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        end = time.monotonic() + 90
+        while not enough.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        yield from batches
 
     def executors() -> int:
         """The driver is listed among them."""
         return len(spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1
 
     with SoonIdle(no_spark, shape=Shape(executors=1, cores=1, memory="512m", most=2)) as spark:
-        rows = spark.range(0, 60, 1, 60).mapInArrow(slow, "id long")
+        rows = spark.range(0, 6, 1, 6).mapInArrow(long, "id long")
         job = threading.Thread(target=lambda: rows.write.format("noop").mode("overwrite").save())
         job.start()
         assert soon(lambda: executors() == 2)
         held = ray.available_resources()["memory"]
+        enough.touch()
         job.join()
         assert soon(lambda: executors() == 1)
         assert soon(lambda: ray.available_resources()["memory"] > held)

@@ -22,7 +22,8 @@ from raymlops.data.columns import encode_table
 from raymlops.data.handed import plain_texts
 from raymlops.data.packed import unpacked
 from raymlops.data.ray_pack import as_floats
-from raymlops.data.ray_write import Part, Step, Writer, nodes_elsewhere, on_node, this_node, writer_of
+from raymlops.data.ray_read import Step
+from raymlops.data.ray_write import Part, Writer, nodes_elsewhere, on_node, this_node, writer_of
 from raymlops.data.schema import DataContract
 from raymlops.errors import ContractViolation, DataError, SparkUnavailable
 

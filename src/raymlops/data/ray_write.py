@@ -37,6 +37,7 @@ _AT_ONCE = {
     "mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     "fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
     "fs.file.impl.disable.cache": "true",
+    "fs.permissions.umask-mode": "077",
     "io.file.buffer.size": str(1 << 17),
     "maxRecordsPerFile": "0",
     "compression": "none",
@@ -119,7 +120,7 @@ class RowWriter:
     def _lacks(self, tag: str) -> list[int]:
         """Partitions that have rows and no file: Spark writes no file for an empty one, and nothing tells that from a lost one."""
         job = _Written(self.frame, tag)
-        return [] if len(self._found) == job.tasks else sorted(job.with_rows() - self._found.keys())
+        return [] if job.whole(len(self._found)) else sorted(job.with_rows() - self._found.keys())
 
     def _look(self, folder: str) -> None:
         self._take(listed(folder), folder, "")
@@ -224,15 +225,13 @@ class _Written:
         scala = context._jsc.sc()
         scala.listenerBus().waitUntilEmpty()
         self._store = scala.statusStore()
-        (job,) = scala.statusTracker().getJobIdsForTag(tag)
-        stages = self._store.job(job).stageIds()
+        stages = self._store.job(max(scala.statusTracker().getJobIdsForTag(tag))).stageIds()
         self._stage = max(stages.apply(index) for index in range(stages.size()))
         self._last = self._store.lastStageAttempt(self._stage)
 
-    @property
-    def tasks(self) -> int:
-        """One a partition, unless the stage had to begin again, when it is less."""
-        return int(self._last.numTasks())
+    def whole(self, files: int) -> bool:
+        """Whether there is a file for each task: one a partition, unless the stage had to begin again with those that it lacked."""
+        return bool(self._last.attemptId() == 0 and self._last.numTasks() == files)
 
     def with_rows(self) -> set[int]:
         """Numbers of the partitions that have rows."""
