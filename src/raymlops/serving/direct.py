@@ -186,6 +186,10 @@ class Links:
         except Exception as error:
             log.debug("no short way to version %d: %s", version, error)
             return
+        known_now = self._links.get(version)
+        if known_now is not None and known_now.alive:
+            link.close()  # found twice, since finding it took long
+            return
         for other in [known for known in self._links if known != version]:
             self._links.pop(other).close()
             self._next_try.pop(other, None)
