@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
-MAX_WAITING_ROWS = 100_000
+MAX_WAITING_ROWS = 200_000
 MAX_WAITING_VALUES = 16_000_000  # of wide rows fewer may wait
 
 MakeWriter = Callable[[str, float, Settle], Writer]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import signal
 import socket
@@ -25,7 +24,6 @@ from raymlops.store import Store
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 20.0
-NICE = 5  # on a machine that is busy, answers go first; a third of a processor's share is several times what is needed
 
 
 class _Gateway:
@@ -134,7 +132,6 @@ def main() -> None:
     # Who ends a group of processes means the gateway, which drains first and lets go of this one last.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICE)
     logging.basicConfig(level=logging.WARNING)
     asyncio.run(_write(int(sys.argv[1])))
 
