@@ -5,7 +5,7 @@
 One gateway without Ray (``peers/gateway_app.py`` says what is on), the model of ``benchmarks/serving.py``, one row a request,
 64 connections, rows of the reference's kind. The monitor judges a window before anything is measured, so that what it does once
 in its life is done. Rounds alternate between the two; the figure is the median of each pair's ratio. ``cpu_us`` is processor
-time a request, of the gateway's process and of those beside it (monitor, challenger): where there are no more cores than these
+time a request, of the gateway's process and of those beside it (scribe, monitor, challenger): where there are no more cores than these
 and the load's client want, the second one is taken from the first. Prints one line of JSON last.
 """
 
@@ -96,7 +96,7 @@ def start(
 
 
 def spent(pid: int) -> dict[str, float]:
-    """Processor seconds of the gateway, and of the processes it started: the monitor's and the challenger's."""
+    """Processor seconds of the gateway, and of the processes it started: the scribe's, the monitor's and the challenger's."""
     return {"gateway": cpu_s(pid), "beside": sum(cpu_s(child) for child in children(pid))}
 
 

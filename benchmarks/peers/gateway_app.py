@@ -1,9 +1,9 @@
 """One gateway without Ray, on its own listener: PORT PACKAGE FOLDER on|told|off.
 
-``on``: a table that gives 5 % of the requests to a challenger in a process of its own, the prediction log written to SQLite and
-Parquet, counts and figures sent to a monitor in another process. ``told``: the same, but that process only takes what it is sent; SIGUSR1 stops the
-counting and sampling of rows, and nothing else, SIGUSR2 takes it up again. ``off``: the champion answers everything and nothing is
-remembered.
+``on``: a table that gives 5 % of the requests to a challenger in a process of its own, at its socket; the prediction log written to SQLite and
+Parquet by the gateway's scribe, as in truth; counts and figures sent to a monitor in another process. ``told``: the same, but that process only takes what
+it is sent; SIGUSR1 stops the counting and sampling of rows, and nothing else, SIGUSR2 takes it up again. ``off``: the champion answers everything and
+nothing is remembered.
 """
 
 import asyncio
@@ -126,7 +126,9 @@ async def main() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(0.0005)  # as a gateway's replica sets it
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends it once more when it has shut down
     await make_server(gateway, "/bench/predict").serve(sockets=[listener])
+    await gateway.close()
 
 
 if __name__ == "__main__":

@@ -186,6 +186,34 @@ def test_a_request_in_pieces_is_answered_as_one(run: Callable[..., int], cuts: t
     run(scenario)
 
 
+def test_a_body_of_several_reads_takes_the_short_way_when_it_comes_at_once(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymlops.serving.listener._HOLD_S", 30.0)
+    # More than what uvicorn lets a connection send before somebody reads.
+    sent = request(json.dumps(rows(*[ROW] * 900)).encode() + b" " * 200_000)
+    cuts = (0, 200, 20_000, 150_000, len(sent))
+
+    async def scenario(world: World) -> None:
+        ((status, _, body),) = await world.ask(*(sent[a:b] for a, b in itertools.pairwise(cuts)))
+        assert (status, body["probabilities"]) == (200, [0.25] * 900)
+
+    assert run(scenario) == 1
+
+
+def test_who_is_slow_with_a_body_is_waited_for_the_usual_way(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymlops.serving.listener._HOLD_S", 0.0)
+    sent = request(rows(*[ROW] * 900))
+
+    async def scenario(world: World) -> None:
+        ((status, _, body),) = await world.ask(sent[:500], sent[500:700], sent[700:])
+        assert (status, body["probabilities"]) == (200, [0.25] * 900)
+
+    assert run(scenario) == 0
+
+
 def test_pipelined_requests_are_answered_in_order(run: Callable[..., int]) -> None:
     async def scenario(world: World) -> None:
         sent = [request(rows(ROW, request_id=f"r{i}")) for i in range(20)]

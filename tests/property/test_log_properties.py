@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymlops.blocks import request_id
+from raymlops.data.schema import Column, DataContract
 from raymlops.serving.batching import Answer
 from raymlops.serving.logfile import Served, own_ids, packed, to_parquet
+from raymlops.serving.sheets import matrix_of
 
 SERIES = "00f1e2d3c4b5a697"
 NUMBERS = st.integers(1, 2**60 - 1)
@@ -89,3 +91,24 @@ def test_every_request_is_in_the_block_or_a_row_by_itself(items: list[list[tuple
             assert {row["variant"] for row in held} == {"champion" if index % 2 else "challenger"}
     assert found == expected_single
     assert (block is None) == all(isinstance(name, str) for requests in items for name, _ in requests)
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.none(), st.floats()), st.one_of(st.none(), st.integers(-(2**53), 2**53)), st.booleans()),
+        min_size=1,
+        max_size=10,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_matrix_of_what_was_sent_is_the_one_the_model_saw(
+    values: list[tuple[float | None, int | None, bool]],
+) -> None:
+    columns = tuple(
+        Column(name=name, kind=kind, nullable=True, minimum=None, maximum=None)
+        for name, kind in (("x", "number"), ("n", "integer"), ("b", "boolean"))
+    )
+    contract = DataContract(columns=columns, label="y", task="regression")
+    x, sent = contract.encode_sent([dict(zip(contract.names, row, strict=True)) for row in values])
+    if sent is not None:
+        np.testing.assert_array_equal(matrix_of(sent.values), x)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymlops.data.schema import Sent
 from raymlops.errors import NotReady, RaymlopsError
 from raymlops.serving.batching import Answer, Model, answer_matrix, answer_rows, as_answer, as_dict
 from raymlops.serving.frames import Frames
@@ -53,7 +54,7 @@ class Link:
         self.layout: str | None = None
         self.alive = False
         self._frames = Frames(self._answered, self._lost)
-        self._asked: dict[int, Got] = {}
+        self._asked: dict[int, tuple[Got, Any, Sent | None]] = {}
         self._number = self._unanswered = 0
         self._hello: asyncio.Future[None] | None = None
 
@@ -76,14 +77,14 @@ class Link:
     def busy(self) -> bool:
         return self._unanswered >= MOST_UNANSWERED
 
-    def ask(self, content: NDArray[np.float32] | Sequence[Row], got: Got) -> int:
+    def ask(self, content: NDArray[np.float32] | Sequence[Row], got: Got, sent: Sent | None = None) -> int:
         """Ask about a matrix ``(n, n_features)`` of this :attr:`layout`, or about rows; ``got`` is called on the event loop.
 
-        The number that is returned is what :meth:`forget` takes.
+        ``sent`` is what the matrix was made of, for the answer. The number that is returned is what :meth:`forget` takes.
         """
         self._number += 1
         self._unanswered += 1
-        self._asked[self._number] = got
+        self._asked[self._number] = got, content, sent
         self._frames.send((self._number, content))
         return self._number
 
@@ -126,8 +127,16 @@ class Link:
                 self._hello.set_result(None)
             return
         self._unanswered -= 1
-        got = self._asked.pop(number, None)
-        if got is not None:
+        asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        got, content, sent = asked
+        if type(body) is tuple:
+            scores, finite, predictions, probabilities, work_ms = body
+            if finite is None:
+                finite = np.ones(len(scores), dtype=np.bool_)
+            got(Answer(content, scores, finite, predictions, probabilities, sent, work_ms))
+        else:
             got(body if isinstance(body, Exception) else as_answer(body))
 
     def _lost(self) -> None:
@@ -136,7 +145,7 @@ class Link:
         if self._hello is not None and not self._hello.done():
             self._hello.set_exception(lost)
         asked, self._asked = self._asked, {}
-        for got in asked.values():
+        for got, _, _ in asked.values():
             got(lost)
 
 
@@ -177,6 +186,10 @@ class Links:
         except Exception as error:
             log.debug("no short way to version %d: %s", version, error)
             return
+        known_now = self._links.get(version)
+        if known_now is not None and known_now.alive:
+            link.close()  # found twice, since finding it took long
+            return
         for other in [known for known in self._links if known != version]:
             self._links.pop(other).close()
             self._next_try.pop(other, None)
@@ -192,7 +205,21 @@ class _Desk:
 
     def _asked(self, message: tuple[int, Any]) -> None:
         number, content = message
-        self.frames.send((number, answered(self._model, content)))
+        if isinstance(content, np.ndarray):
+            self.frames.send((number, _of_matrix(self._model, content)))
+        else:
+            self.frames.send((number, answered(self._model, content)))
+
+
+def _of_matrix(model: Model, x: NDArray[np.float32]) -> tuple[Any, ...] | RaymlopsError:
+    """A version's answer without the rows, which who asks has; no word of ``finite`` where all is."""
+    began = time.perf_counter()
+    answer = _shielded(answer_matrix, model, x)
+    if isinstance(answer, RaymlopsError):
+        return answer
+    finite = None if answer.finite.all() else answer.finite
+    work_ms = (time.perf_counter() - began) * 1000.0
+    return answer.scores, finite, answer.predictions, answer.probabilities, work_ms
 
 
 class _Greeting(Frames):
@@ -205,20 +232,23 @@ class _Greeting(Frames):
         self.send(self._greeting)
 
 
-def answered(model: Model, content: Any) -> dict[str, Any] | RaymlopsError:
-    """A version's answer to a matrix or to rows, as a dictionary with ``work_ms``, or the error to raise: so it arrives whole."""
+def answered(model: Model, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
+    """A version's answer to rows as a dictionary with ``work_ms``, or the error to raise: so it arrives whole."""
     began = time.perf_counter()
+    answer = _shielded(answer_rows, model, rows)
+    if isinstance(answer, RaymlopsError):
+        return answer
+    return as_dict(answer) | {"work_ms": (time.perf_counter() - began) * 1000.0}
+
+
+def _shielded(work: Callable[[Model, Any], Answer], model: Model, content: Any) -> Answer | RaymlopsError:
     try:
-        matrix = isinstance(content, np.ndarray)
-        answer = as_dict(answer_matrix(model, content) if matrix else answer_rows(model, content))
-        if matrix:
-            answer["x"] = None  # who asks has it
+        return work(model, content)
     except RaymlopsError as error:
         return error
     except Exception as error:
         log.exception("the version failed")
         return RaymlopsError(f"{type(error).__name__}: {error}")
-    return answer | {"work_ms": (time.perf_counter() - began) * 1000.0}
 
 
 def serve_directly(model: Model, folder: Path | None = None) -> str:
@@ -247,7 +277,7 @@ def serve_directly(model: Model, folder: Path | None = None) -> str:
             await server.serve_forever()
 
     threading.Thread(target=lambda: asyncio.run(listen()), name="direct", daemon=True).start()
-    up.wait()
+    up.wait(OPEN_S)
     if started:
         raise started[0]
     return path

@@ -42,6 +42,9 @@ class Frames(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         buffer, at = self._buffer, 0
+        if not buffer and len(data) >= 4 and _LENGTH.unpack_from(data)[0] == len(data) - 4:
+            self._got(pickle.loads(memoryview(data)[4:]))  # most messages come by themselves and whole
+            return
         buffer += data
         while len(buffer) - at >= 4:
             (length,) = _LENGTH.unpack_from(buffer, at)

@@ -38,7 +38,7 @@ from raymlops.serving.variants import Loaded, Variants
 log = logging.getLogger(__name__)
 
 MAX_BATCH_ROWS = 1024  # a larger tick is predicted in several batches, so that the first answers leave earlier
-ASK_EVERY_S = 0.005  # a question to another process costs more than its answer: under load they are gathered
+ASK_EVERY_S = 0.01  # a question to another process costs more than its answer: under load they are gathered
 SMALL_ROWS = 32  # requests with more rows are predicted in a thread while the event loop reads the next ones
 
 

@@ -123,8 +123,8 @@ class RayChallengers:
         return as_answer(body)
 
     async def _find(self, version: int) -> str | None:
-        node, path = await self._call(version, "where")
-        return path if node == ray.get_runtime_context().get_node_id() else None
+        place: tuple[str, str | None] = await self._call(version, "where")
+        return place[1] if place[0] == ray.get_runtime_context().get_node_id() else None
 
     async def _call(self, version: int, method: str, *arguments: Any) -> Any:
         handle: Any = self._handles.get(version)

@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from raymlops.blocks import parse_request_id, request_id
+from raymlops.errors import NotReady
 from raymlops.serving.analysis import StatsRecorder, VariantStats
 from raymlops.serving.batching import Answer
 from raymlops.serving.logfile import Served
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 FLUSH_ROWS = 20_000
-MAX_WAITING_ROWS = 100_000
+MAX_WAITING_ROWS = 200_000
 MAX_WAITING_VALUES = 16_000_000  # of wide rows fewer may wait
 
 MakeWriter = Callable[[str, float, Settle], Writer]
@@ -173,6 +174,8 @@ class Recorder:
         while True:
             try:
                 await self.flush()
+            except NotReady as error:
+                log.warning("%s: %s Rows wait.", self.endpoint, error)
             except Exception:
                 log.exception("%s: the prediction log could not be written; its rows wait", self.endpoint)
                 await asyncio.sleep(self.flush_s)

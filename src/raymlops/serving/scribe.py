@@ -172,6 +172,11 @@ class Scribe:
         """No process has died so recently that a new one has to wait."""
         return time.monotonic() >= self._not_before
 
+    @property
+    def _idle(self) -> bool:
+        """There is no process, and nothing to give to one."""
+        return self._process is None and not (self._pending or self._stats or self._shadows)
+
     def watch(self, version: int, bins: Bins) -> None:
         # What was served before belongs to what was watched before.
         self._send()
@@ -192,6 +197,8 @@ class Scribe:
             self._stats[version] = self._stats.get(version, VariantStats()) + figures
         self._shadows += shadows
         self._since = since if self._since is None else min(self._since, since)
+        if last and self._idle:
+            return
         process = await self._running()  # or what is to be told waits for the next call
         self._send()
         figures_due, self._stats = self._stats, {}
@@ -201,7 +208,8 @@ class Scribe:
         await self._call(process, "store", figures_due, copies, began, last)
 
     async def log(self, *, last: bool = False) -> None:
-        await self._call(await self._running(), "log", last)
+        if not (last and self._idle):
+            await self._call(await self._running(), "log", last)
 
     async def close(self) -> None:
         process, self._process = self._process, None

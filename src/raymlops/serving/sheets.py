@@ -27,14 +27,13 @@ class Sheet:
     columns : pickled, as the same bytes for the same columns: whoever reads them makes them once
     ids, counts : of all requests
     batches : version, variant, served_at, latency_ms, requests and rows of each
-    x, values, scores : of all rows, as :class:`Answer` and :class:`Sent` have them
+    values, scores : of all rows, as :class:`Sent` and :class:`Answer` have them; the model's matrix is made of the values again
     """
 
     columns: bytes
     ids: NDArray[np.int64] | list[int | str]
     counts: list[int]
     batches: list[tuple[int, str, float, float, int, int]]
-    x: NDArray[np.float32]
     values: NDArray[np.float64]
     scores: NDArray[np.float64]
 
@@ -46,7 +45,6 @@ class Sheet:
             np.array(ids, dtype=np.int64) if set(map(type, ids)) == {int} else ids,
             list(chain.from_iterable(item.counts for item in served)),
             [(i.version, i.variant, i.served_at, i.latency_ms, len(i.counts), len(i.answer.scores)) for i in served],
-            np.concatenate([item.answer.x for item in served]),
             np.concatenate([item.answer.sent.values for item in served if item.answer.sent is not None]),
             np.concatenate([item.answer.scores for item in served]),
         )
@@ -54,14 +52,22 @@ class Sheet:
     def served(self) -> Iterator[Served]:
         columns = _columns(self.columns)
         ids = self.ids if isinstance(self.ids, list) else self.ids.tolist()
-        finite = np.isfinite(self.scores)
+        finite, x = np.isfinite(self.scores), matrix_of(self.values)
         request = row = 0
         for version, variant, served_at, latency_ms, requests, rows in self.batches:
             here, those = slice(row, row + rows), slice(request, request + requests)
             sent = Sent(columns, self.values[here])
-            answer = Answer(self.x[here], self.scores[here], finite[here], [], None, sent)
+            answer = Answer(x[here], self.scores[here], finite[here], [], None, sent)
             yield Served(ids[those], self.counts[those], (), answer, version, variant, served_at, latency_ms)
             row, request = row + rows, request + requests
+
+
+def matrix_of(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """What :meth:`raymlops.data.schema.DataContract.encode_sent` made of these ``(n, n_features)`` values."""
+    with np.errstate(over="ignore"):
+        x = values.astype(np.float32)
+    x[np.isinf(x)] = np.nan
+    return x
 
 
 def sheets(served: Sequence[Served]) -> list[Sheet | Served]:

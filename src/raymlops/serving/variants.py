@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -223,7 +223,7 @@ class Variants:
         if split is None or split.challenger is None or split.weight == 0.0:
             return None
         u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{split.challenger}")
-        return split.challenger if split.pick(u) == split.challenger else None
+        return split.challenger if u < split.weight else None
 
     @property
     def visible(self) -> list[int]:
@@ -392,7 +392,7 @@ class Variants:
             took_s = time.perf_counter() - started
             isolated.patience.answered(_own_s(answer, took_s))
             self._recorder.answered(version, requests, took_s * 1000.0, answer.work_ms)
-            got(answer if x is None else replace(answer, x=x, sent=sent))
+            got(answer)
 
         def late() -> None:
             link.forget(number)
@@ -400,7 +400,7 @@ class Variants:
             got(None)
 
         timer = loop.call_later(isolated.patience.limit_s(len(rows)), late)
-        number = link.ask(rows if x is None else x, answered)
+        number = link.ask(rows if x is None else x, answered, sent)
         return True
 
     async def settle(self) -> None:
