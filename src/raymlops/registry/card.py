@@ -36,6 +36,7 @@ class CardFacts:
     parent : the champion when this version was made; ``None`` for the first
     run_id : of the search in MLflow
     created_at, data_end : seconds since 1970
+    ensemble : what came of one, where it was asked for, see :class:`raymlops.loop.ensembling.Tried`
     """
 
     name: str
@@ -56,6 +57,7 @@ class CardFacts:
     parent: int | None
     run_id: str
     features: str | None
+    ensemble: Mapping[str, Any] | None = None
 
 
 def build_card(facts: CardFacts, package: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def _search(facts: CardFacts) -> dict[str, Any]:
         "test_score": facts.evidence.test_score,
         "baseline_score": facts.evidence.baseline_score,
         "leaderboard": board.to_rows()[:_TRIALS],
+        "ensemble": facts.ensemble,
     }
 
 
