@@ -104,7 +104,9 @@ def packed(folder: Path, estimator: Any, arrays: Arrays, contract: DataContract)
 
 @pytest.mark.parametrize("given", [1, -1, 11, 2.0, True, "3", None])
 def test_what_is_no_number_of_members_is_refused(given: Any) -> None:
-    with pytest.raises(ConfigError, match="cannot work: give 0 for none, or how many trials may make one, from 2 to 10"):
+    with pytest.raises(
+        ConfigError, match="cannot work: give 0 for none, or how many trials may make one, from 2 to 10"
+    ):
         Search(ensemble=given)
 
 
@@ -243,7 +245,9 @@ def test_members_learn_from_their_own_windows() -> None:
     # The whole fitted again is each member fitted again as the trial it was.
     x, y = np.concatenate([arrays.x_train, arrays.x_test]), np.concatenate([arrays.y_train, arrays.y_test])
     trials = {trial.number: trial for trial in result.leaderboard.trials}
-    alone = [refit(replace(result, trial=trials[m["trial"]]), x, y).predict(arrays.x_validation) for m in params["members"]]
+    alone = [
+        refit(replace(result, trial=trials[m["trial"]]), x, y).predict(arrays.x_validation) for m in params["members"]
+    ]
     expected = sum(m["weight"] * said for m, said in zip(params["members"], alone, strict=True))
     assert refit(made.result, x, y).predict(arrays.x_validation) == pytest.approx(expected)
 

@@ -23,6 +23,7 @@ from raymlops.errors import NotReady, Overloaded, RaymlopsError, UnknownEndpoint
 from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.batching import Answer, answer_rows, as_answer, as_dict, warm
+from raymlops.serving.explaining import ExplainDesk
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.http import (
     ClientGone,
@@ -110,13 +111,21 @@ class RayChallengers:
             raise body
         return as_answer(body)
 
-    async def _ask(self, version: int, rows: Sequence[Row]) -> Any:
+    async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
+        """As :meth:`predict`, of the replica's thread for explanations."""
+        body = await self._ask(version, rows, "explain")
+        if isinstance(body, RaymlopsError):
+            raise body
+        explained: dict[str, Any] = body
+        return explained
+
+    async def _ask(self, version: int, rows: Sequence[Row], what: str = "predict") -> Any:
         handle: Any = self._handles.get(version)
         if handle is None:
             handle = await asyncio.to_thread(serve.get_app_handle, version_app(self._endpoint, version))
             self._handles = {version: handle}
         try:
-            return await handle.predict.remote(rows)
+            return await getattr(handle, what).remote(rows)
         except Exception:
             self._handles.pop(version, None)  # a handle may outlive its app; the next call looks it up again
             raise
@@ -155,6 +164,14 @@ class VersionReplica:
         self._model = StorePackages(endpoint, settings, store).load(version)
         store.close()
         warm(self._model)
+        self._version, self._desk = version, ExplainDesk(endpoint)
+
+    async def explain(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
+        """As the champion's gateway does, in a thread beside the predictions; errors as in :meth:`predict`."""
+        try:
+            return await self._desk.explain(self._model, self._version, rows)
+        except RaymlopsError as error:
+            return error
 
     async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""

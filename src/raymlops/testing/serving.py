@@ -14,6 +14,7 @@ from raymlops.blocks import Block
 from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows
+from raymlops.serving.explaining import explain_rows
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
@@ -111,6 +112,10 @@ class FakeChallengers:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         return answer_rows(self.models[version], rows)
+
+    async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
+        self.calls.append((version, len(rows)))
+        return explain_rows(self.models[version], version, rows)
 
 
 class ListSink:
