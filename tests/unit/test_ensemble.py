@@ -235,7 +235,9 @@ def test_a_retraining_keeps_members_and_weights_and_chooses_the_window() -> None
 
 
 def test_members_learn_from_their_own_windows() -> None:
-    configs = [(family, {**params, "recent": share}) for (family, params), share in zip(CONFIGS, (0.5, 0.5, 0.25))]
+    configs = [
+        (family, {**params, "recent": share}) for (family, params), share in zip(CONFIGS, (0.5, 0.5, 0.25), strict=True)
+    ]
     result, arrays, _ = searched("regression", configs)
     made = combine(result, arrays, most=3, ordered=False, prefer="score")
     assert made.taken
