@@ -110,6 +110,11 @@ def test_what_is_no_number_of_members_is_refused(given: Any) -> None:
         Search(ensemble=given)
 
 
+def test_the_familys_name_is_taken() -> None:
+    with pytest.raises(ConfigError, match=r"name='ensemble' is what Search\(ensemble=\) calls its own"):
+        candidates.linear(name="ensemble")
+
+
 def test_spread_fits_have_no_ensemble() -> None:
     with pytest.raises(ConfigError, match="ensemble=3 and distributed=True do not go together: each member"):
         Search(ensemble=3, distributed=True)

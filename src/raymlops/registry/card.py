@@ -15,6 +15,7 @@ from raymlops.compare.slices import MIN_ROWS
 from raymlops.explain.explanation import Explanation, importances
 from raymlops.gate import GateEvidence, GateReport
 from raymlops.search.decision import Decision
+from raymlops.search.ensemble import FAMILY
 
 if TYPE_CHECKING:
     from raymlops.data.snapshot import DatasetSnapshot
@@ -196,6 +197,10 @@ def _limits(facts: CardFacts, package: Mapping[str, Any]) -> list[str]:
         said.append(f"No better than the best constant over all rows on: {named}.")
     if contract.task != "regression" and facts.decision.calibration.kind == "identity":
         said.append(f"Probabilities are the model's own. {facts.decision.calibration.note}".strip())
+    if facts.trial.family == FAMILY:
+        said.append(
+            "The model is a weighted mean of several: contributions are of that mean, in probabilities or values, not of the members' log-odds."
+        )
     if facts.features is not None:
         said.append("Contributions are for the columns that the features function makes, not for what a request holds.")
     if package.get("onnx"):
