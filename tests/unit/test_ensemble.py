@@ -298,7 +298,7 @@ def test_no_time_and_no_trials_leave_the_winner() -> None:
     assert spent.tried.reason == "The time budget left none for the winner's own fit on all rows."
     one, arrays, _ = searched("binary", CONFIGS[:1])
     lonely = combine(one, arrays, most=3, ordered=False, prefer="score")
-    assert lonely.tried.reason == "1 trials within the gate's limits and 2000 validation rows are too few."
+    assert lonely.tried.reason == "Too little to choose from: 1 of the trials of full size, 2000 validation rows."
     spread = combine(replace(one, fit=lambda *_: None), arrays, most=3, ordered=False, prefer="score")
     assert spread.tried.reason.startswith("The fits are spread over workers")
     none = combine(one, arrays, most=0, ordered=False, prefer="score")
@@ -339,10 +339,27 @@ def test_beyond_the_gap_is_not_taken() -> None:
     assert open_to.taken == (open_to.result.trial.family == "ensemble")
     closed = combine(result, arrays, most=3, ordered=False, prefer="score", max_gap=-1.0)
     assert not closed.taken
-    assert "1 trials within the gate's limits" in closed.tried.reason
+    assert "Too little to choose from: 1 of" in closed.tried.reason
 
 
 def test_selection_takes_no_more_members_than_allowed() -> None:
     result, arrays, _ = searched("regression")
     objective = result.problem.objective
     assert len(select(objective, arrays.y_validation, result.library.said, 2).weights) == 2
+
+
+def test_the_leaderboard_shows_members_and_weights() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from raymlops.report.terminal import Plain, leaderboard_table
+
+    made, _, _ = combined("binary")
+    written = StringIO()
+    console = Console(file=written, width=160)
+    Plain(console).trial(made.result.trial)
+    console.print(leaderboard_table([made.result.trial]))
+    shown = made.tried.to_dict()["named"]
+    assert shown.endswith("x linear (trial 2)")
+    assert written.getvalue().count(shown) == 2

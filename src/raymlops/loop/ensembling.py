@@ -131,7 +131,7 @@ def combine(
     known: dict[str, Any] = {"trials": len(said)}
     if len(said) < 2 or len(rows) < LEAST_ROWS:
         return stays(
-            f"{len(said)} trials within the gate's limits and {len(rows)} validation rows are too few.", **known
+            f"Too little to choose from: {len(said)} of the trials of full size, {len(rows)} validation rows.", **known
         )
     objective, y = result.problem.objective, arrays.y_validation[rows]
     chosen = select(objective, y, said, most)

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from raymlops.report.page import bar, number, page, table, when
-from raymlops.search.ensemble import named, plain
+from raymlops.search.ensemble import FAMILY, named, plain
 
 _VERDICTS = {"pass": "ok", "warn": "s2", "fail": "s4", "skipped": "dim"}
 _SHOWN = 40
@@ -127,6 +127,10 @@ def _ensemble(tried: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [("ensemble", f"{'taken' if tried['taken'] else 'not taken'}: {_text(tried['reason'])}{members}")]
 
 
+def _members(trial: Mapping[str, Any]) -> str:
+    return named(trial["params"]["members"]) if trial["family"] == FAMILY else ""
+
+
 def _search(card: Mapping[str, Any]) -> str:
     search = card["search"]
     counts = ", ".join(f"{count} {_text(status)}" for status, count in search["trials"].items())
@@ -150,7 +154,7 @@ def _search(card: Mapping[str, Any]) -> str:
             number(item["train_score"]),
             number(item["fit_s"]),
             _text(item["status"]),
-            _text(item["error"][:120] or named(item["params"].get("members", ()))),
+            _text(item["error"][:120] or _members(item)),
         )
         for item in search["leaderboard"]
     ]

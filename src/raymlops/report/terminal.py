@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raymlops.search.ensemble import FAMILY, named
 from raymlops.search.selection import Trial
 
 
@@ -26,7 +27,7 @@ class Plain:
         )
 
     def trial(self, trial: Trial) -> None:
-        self.stage("trial", f"{trial.number} {trial.family} {trial.status} {_score(trial)}")
+        self.stage("trial", f"{trial.number} {trial.family} {trial.status} {_score(trial)} {_members(trial)}".rstrip())
 
     def note(self, text: str) -> None:
         self.stage("note", text)
@@ -91,7 +92,7 @@ def leaderboard_table(trials: list[Trial], rows: int = 8) -> Table:
     for trial in (finished or trials)[-rows:]:
         table.add_row(
             str(trial.number),
-            trial.family,
+            _members(trial) or trial.family,
             _score(trial),
             f"{trial.train_score:.4f}",
             f"{trial.fit_s:.1f}",
@@ -165,6 +166,10 @@ def demo_table(result: dict[str, Any]) -> Group:
     for turn in result["turns"]:
         turns.add_row(turn["event_id"], turn["reason"], turn["outcome"], str(turn["row"]))
     return Group(facts, turns)
+
+
+def _members(trial: Trial) -> str:
+    return named(trial.params.get("members", ())) if trial.family == FAMILY else ""
 
 
 def _score(trial: Trial) -> str:
