@@ -45,6 +45,7 @@ from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import CARD, CARD_PAGE, Reference, build_package, download, size_mb, upload
 from raymlops.registry.version import ModelVersion
 from raymlops.report.model_card import card_page
+from raymlops.report.notebook import watching
 from raymlops.search.candidates import Settled
 from raymlops.search.decision import Decision, decide
 from raymlops.search.ensemble import settle
@@ -61,7 +62,10 @@ LEASE_S = 60.0
 
 def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
     """Turn the loop once for a pipeline; see :meth:`raymlops.Pipeline.run`."""
-    settings, progress = settings or Settings.read(), progress or Silent()
+    if progress is None:
+        with watching() as display:
+            return run(pipeline, settings=settings, progress=display or Silent())
+    settings = settings or Settings.read()
     settings.ensure_home()
     turn = Turn.open(pipeline, settings, progress)
     with turn.lease():

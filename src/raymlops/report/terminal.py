@@ -71,6 +71,10 @@ class RichProgress:
         self._note = text
 
     def _render(self) -> RenderableType:
+        return self.drawn(trials=bool(self._stages) and self._stages[-1][0] == "search")
+
+    def drawn(self, *, trials: bool) -> RenderableType:
+        """What it was told, with the leaderboard or without."""
         lines: list[RenderableType] = []
         for (name, detail, began), following in zip(self._stages, [*self._stages[1:], None], strict=False):
             ended = following[2] if following else time.monotonic()
@@ -78,7 +82,7 @@ class RichProgress:
             lines.append(
                 Text(f"{mark} {name:<10} {ended - began:6.1f} s  {detail}", style="dim" if following else "bold")
             )
-        if self._stages and self._stages[-1][0] == "search":
+        if trials and self._trials:
             lines.append(leaderboard_table(self._trials))
         if self._note:
             lines.append(Text("  " + self._note, style="cyan"))
