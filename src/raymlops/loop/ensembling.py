@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from raymlops.compare.paired import Comparison, compare
 from raymlops.data.snapshot import Arrays
 from raymlops.gate import GateReport
+from raymlops.loop.ports import Progress
+from raymlops.pipeline import Pipeline
 from raymlops.search.cost import Prefer, serving_cost, tolerance
 from raymlops.search.ensemble import (
     FAMILY,
@@ -99,6 +101,26 @@ class Combined:
 def beyond_limits(report: GateReport) -> str:
     """What the gate says of an ensemble that a single model may be let off for: latency, size, over-fitting; ``""`` for nothing."""
     return " ".join(check.message for check in report.checks if check.name in _LIMITS and not check.passed)
+
+
+def combine_for(
+    pipeline: Pipeline, result: SearchResult, arrays: Arrays, ordered: bool, progress: Progress
+) -> Combined:
+    """:func:`combine` as a pipeline asks for it; a retraining by the champion's settings has made no search to choose from."""
+    spec = pipeline.search
+    combined = combine(
+        result,
+        arrays,
+        most=spec.ensemble if result.library is not None or result.fit is not None else 0,
+        ordered=ordered,
+        prefer=spec.prefer,
+        max_gap=pipeline.gate.max_gap,
+    )
+    if combined.tried is not None:
+        progress.note(f"ensemble: {combined.tried.reason}")
+    if combined.taken:
+        progress.trial(combined.result.trial)
+    return combined
 
 
 def combine(

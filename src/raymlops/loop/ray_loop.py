@@ -33,7 +33,7 @@ from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
-from raymlops.loop.ensembling import Combined, Tried, beyond_limits, combine
+from raymlops.loop.ensembling import Tried, beyond_limits, combine_for
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.pipelines import served_frame
 from raymlops.loop.ports import Progress, Silent
@@ -241,7 +241,9 @@ class Turn:
         self.progress.stage(
             "search", f"{snapshot.split.train:,} rows × {len(snapshot.contract.columns)} features, {objective.metric}"
         )
-        combined = self._combined(self._search(arrays, snapshot, event_id), arrays, snapshot)
+        combined = combine_for(
+            self.pipeline, self._search(arrays, snapshot, event_id), arrays, snapshot.split.ordered, self.progress
+        )
         result = combined.result
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
@@ -260,24 +262,6 @@ class Turn:
             self.progress.stage("register", "refit on all rows, package, register")
             judged = replace(judged, tried=combined.tried)
             return self._register(Path(scratch) / "final", arrays, snapshot, result, judged, event_id, run_id)
-
-    def _combined(self, result: SearchResult, arrays: Arrays, snapshot: DatasetSnapshot) -> Combined:
-        """The search's winner, or an ensemble in its place; a retraining by the champion's settings has made no search to choose from."""
-        spec = self.pipeline.search
-        asked = spec.ensemble if result.library is not None or result.fit is not None else 0
-        combined = combine(
-            result,
-            arrays,
-            most=asked,
-            ordered=snapshot.split.ordered,
-            prefer=spec.prefer,
-            max_gap=self.pipeline.gate.max_gap,
-        )
-        if combined.tried is not None:
-            self.progress.note(f"ensemble: {combined.tried.reason}")
-        if combined.taken:
-            self.progress.trial(combined.result.trial)
-        return combined
 
     def _search(self, arrays: Arrays, snapshot: DatasetSnapshot, event_id: str) -> SearchResult:
         """The pipeline's search; or for a retraining by the champion's settings, the choice of the window."""
