@@ -312,6 +312,9 @@ def test_what_a_resumed_search_lost_is_fitted_again() -> None:
     after = combine(result, arrays, most=3, ordered=False, prefer="score")
     assert after.taken
     assert after.result.trial.params == before.result.trial.params
+    result.library.until = 0.0
+    late = combine(result, arrays, most=3, ordered=False, prefer="score")
+    assert late.tried.reason == "Too little to choose from: 0 of the trials of full size, 2000 validation rows."
 
 
 def test_the_gates_limits_put_the_single_winner_back() -> None:

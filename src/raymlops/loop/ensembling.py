@@ -206,8 +206,8 @@ def combine(
 def _said(
     result: SearchResult, arrays: Arrays, library: Library, max_gap: float | None
 ) -> tuple[dict[int, Said], NDArray[np.intp]]:
-    """What the best trials of full size say of validation rows, and which rows; the winner's is among them. What a search that went on
-    after a crash does not have any more is fitted again, while there is time."""
+    """What the best trials of full size say of validation rows, and which rows; nothing where the winner is not among them. What a
+    search that went on after a crash does not have any more is fitted again, while there is time."""
     rows = judged_rows(len(arrays.y_validation), result.problem.n_classes)
     best = [
         trial
@@ -220,12 +220,13 @@ def _said(
     for trial in sorted(best, key=lambda item: item is not result.trial):
         held = library.said.get(trial.number)
         late = library.until is not None and time.monotonic() + trial.fit_s > library.until
-        if held is None and (trial is result.trial or not late):
+        if held is None and not late:
             fitted = refit(replace(result, trial=trial), arrays.x_train, arrays.y_train, threads=library.threads)
             held = fitted.predict(arrays.x_validation[rows]).astype(np.float32)
         if held is not None:
             said[trial.number] = held
-    return said, rows
+    # Without the winner there is nothing to compare with.
+    return (said if result.trial.number in said else {}), rows
 
 
 def _against(
