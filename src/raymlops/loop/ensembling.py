@@ -40,6 +40,7 @@ from raymlops.search.selection import SearchResult, refit
 LEAST_ROWS = 100
 _TRAIN_SCORE_ROWS = 20_000
 _TOLD_APART = 1.645  # standard errors from the middle to either end of an interval of 90 %
+_REASON = 500
 _LIMITS = ("latency", "size", "overfit")
 
 
@@ -93,7 +94,8 @@ class Combined:
     def refused(self, reason: str) -> Combined:
         """The single winner after all; the leaderboard says why."""
         assert self.tried is not None
-        board = self.result.leaderboard.updated(replace(self.result.trial, status="stopped", error=_not_taken(reason)))
+        said = f"not taken: {reason} {named(self.tried.members)}"[:_REASON]
+        board = self.result.leaderboard.updated(replace(self.result.trial, status="stopped", error=said))
         single = replace(self.single, leaderboard=board)
         return Combined(result=single, single=single, tried=replace(self.tried, taken=False, reason=reason))
 
@@ -292,7 +294,3 @@ def _fitted(
         estimator=estimator,
         problem=replace(problem, families=families),
     )
-
-
-def _not_taken(reason: str) -> str:
-    return f"not taken: {reason}"[:500]
