@@ -127,7 +127,8 @@ class Pipeline:
     def run(self, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
         """Turn the loop once: prepare, search, gate, register, serve; then leave the endpoint to its steward.
 
-        Joins the cluster that is running, or starts one in this process, which then ends with this process.
+        Joins the cluster that is running, or starts one in this process, which then ends with this process. Without ``progress``
+        a notebook's cell, or the terminal that standard error is, shows the stages and a leaderboard that updates.
 
         Raises
         ------

@@ -44,18 +44,28 @@ class Packages:
         return Predictor.load(folder, version, place["digest"])
 
 
-async def asked(settings: Settings, folder: Path, *bodies: Any) -> list[httpx.Response]:
+async def asked(
+    settings: Settings,
+    folder: Path,
+    *bodies: Any,
+    challenger: Any = None,
+    path: str = "/churn/explain",
+    shadow: bool = False,
+) -> list[httpx.Response]:
     store = Store(settings.store)
     install_version(settings, store, "churn", 3, rounds=20)
     gateway = Gateway(
         "churn",
         packages=Packages(settings, store, folder),
-        challengers=FakeChallengers({}),
+        challengers=FakeChallengers({} if challenger is None else {4: challenger}),
         store=store,
         files=Lake(settings.lake),
         sink=ListSink(),
     )
-    await gateway.apply(TrafficSplit(number=1, champion=3))
+    split = TrafficSplit(number=1, champion=3)
+    if challenger is not None:
+        split = TrafficSplit(number=1, champion=3, challenger=4, weight=1.0, shadow=shadow)
+    await gateway.apply(split)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = make_server(gateway, "/churn/predict")
@@ -65,8 +75,7 @@ async def asked(settings: Settings, folder: Path, *bodies: Any) -> list[httpx.Re
             base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", trust_env=False
         ) as client:
             answers = [
-                await (client.get(body) if isinstance(body, str) else client.post("/churn/explain", json=body))
-                for body in bodies
+                await (client.get(body) if isinstance(body, str) else client.post(path, json=body)) for body in bodies
             ]
     finally:
         server.should_exit = True
@@ -110,6 +119,56 @@ def test_bad_rows_get_the_errors_of_predict(settings: Settings, tmp_path: Path) 
     assert answers[2].json()["error"]["message"] == (
         "The request holds 251 rows; at most 250 are explained at once for this model. Send fewer."
     )
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_challenger_explains_under_its_number(settings: Settings, tmp_path: Path, shadow: bool) -> None:
+    settings.ensure_home()
+    store = Store(settings.store)
+    install_version(settings, store, "churn", 4, rounds=5, flipped=True)
+    challenger = Packages(settings, store, tmp_path / "elsewhere").load(4)
+    store.close()
+    given = {"rows": ROWS, "request_id": "mine"}
+
+    def ask(path: str, body: Any = given) -> httpx.Response:
+        found = asked(settings, tmp_path / "cache", body, challenger=challenger, path=path, shadow=shadow)
+        return asyncio.run(found)[0]
+
+    answer = ask("/churn/versions/4/explain")
+    assert answer.status_code == 200
+    assert (answer.headers["x-raymlops-version"], answer.headers["x-raymlops-variant"]) == ("4", "challenger")
+    assert answer.json() == {"request_id": "mine", **explain_rows(challenger, 4, ROWS)}
+    assert answer.json()["rows"][0]["prediction"] == 0
+    champion = ask("/churn/versions/3/explain")
+    assert (champion.headers["x-raymlops-version"], champion.headers["x-raymlops-variant"]) == ("3", "champion")
+    # Who names no version is explained the champion's, whatever share of the traffic the challenger has.
+    assert ask("/churn/explain").json() == champion.json()
+    unknown = ask("/churn/versions/7/explain")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["message"] == "churn does not serve version 7; it serves 3, 4."
+    bad = ask("/churn/versions/4/explain", {"rows": [{"a": "high", "b": 0.0}]})
+    assert (bad.status_code, bad.headers["x-raymlops-error"]) == (422, "contract")
+
+
+def test_a_challenger_that_does_not_answer_is_not_ready(settings: Settings, tmp_path: Path) -> None:
+    settings.ensure_home()
+    found = asked(
+        settings, tmp_path / "cache", {"rows": ROWS}, challenger=BrokenChallenger(), path="/churn/versions/4/explain"
+    )
+    (answer,) = asyncio.run(found)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "Version 4 of churn did not answer. Try again in a moment."
+
+
+class BrokenChallenger(FakeModel):
+    """Its process is gone."""
+
+    @property
+    def explainer(self) -> Any:
+        raise ConnectionError("nobody is there")
+
+    def encode(self, rows: Any) -> npt.NDArray[np.float32]:
+        return np.zeros((len(rows), 3), dtype=np.float32)
 
 
 class Slow(FakeModel):

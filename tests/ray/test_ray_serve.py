@@ -128,6 +128,9 @@ class World:
     def predict(self, url: str | None = None, **body: Any) -> httpx.Response:
         return self.http.post(f"{url or self.place.direct_url}/predict", json={"rows": [ROW], **body})
 
+    def explain(self, version: int) -> httpx.Response:
+        return self.http.post(f"{self.place.direct_url}/versions/{version}/explain", json={"rows": [ROW]})
+
     def figures(self) -> dict[int, VariantStats]:
         total: dict[int, VariantStats] = {}
         for batch in ray.get(self.steward.seen.remote()):
@@ -258,6 +261,13 @@ def test_a_challenger_lives_in_its_own_app(world: World) -> None:
         answer = world.predict(key=f"user-{i}").json()
         seen[answer["variant"]] = (answer["version"], answer["probabilities"][0])
     assert {variant: version for variant, (version, _) in seen.items()} == {"champion": 1, "challenger": 2}
+    # Each explains what it says, by its number; who names none is explained the champion's.
+    for variant, (version, said) in seen.items():
+        explained = world.explain(version)
+        assert explained.headers["x-raymlops-variant"] == variant
+        assert explained.json()["version"] == version
+        assert explained.json()["rows"][0]["probability"] == pytest.approx(said, abs=1e-6)
+    assert world.explain(99).json()["error"]["message"].endswith("it serves 1, 2.")
     assert seen["champion"][1] != seen["challenger"][1]
     # Promoted: the gateway itself answers with what its challenger answered.
     world.publish(champion=2)

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from raymlops.lake import Lake
 from raymlops.search import candidates, ray_tune
 from raymlops.search.journal import Journal
 from raymlops.search.ray_tune import refit, search
-from raymlops.search.selection import Search, Trial
+from raymlops.search.selection import Problem, Search, Trial
 from raymlops.settings import Settings
 
 CONTRACT = DataContract(
@@ -31,6 +32,14 @@ CONTRACT = DataContract(
     label="y",
     task="binary",
     classes=(0, 1),
+)
+
+
+ZERO_ONE = np.arange(4) % 2.0
+PLAIN = Arrays(
+    **{f"x_{part}": np.zeros((4, 3), dtype=np.float32) for part in ("train", "validation", "test")},
+    **{f"y_{part}": ZERO_ONE for part in ("train", "validation", "test")},
+    time_test=None,
 )
 
 
@@ -261,6 +270,13 @@ def test_spaces_of_ray_tune_are_drawn_from_and_endless_ones_refused() -> None:
     assert {round(one["share"], 6) for one in drawn} <= {0.2, 0.4, 0.6, 0.8, 1.0}
     with pytest.raises(ConfigError, match=r"'C' is .* which has no bounds to search between"):
         candidates.linear({"C": tune.randn(0, 1)})
+
+
+def test_workers_ask_for_what_any_family_needs() -> None:
+    families = {family.name: family for family in (candidates.xgboost(gpu=True), candidates.linear())}
+    problem = replace(Problem.of(Search(), CONTRACT, PLAIN), families=families)
+    assert ray_tune._resources(problem) == {"CPU": 1.0, "GPU": 1.0}
+    assert ray_tune._resources(replace(problem, families={"linear": families["linear"]})) == {"CPU": 1.0}
 
 
 def test_workers_that_cannot_start_end_a_search_with_the_reason() -> None:

@@ -239,3 +239,10 @@ def test_trees_chosen_on_a_sample_have_more_leaves_on_all_rows() -> None:
     assert set(wide.learned) == {"rounds", "max_leaves"}
     # However many threads fitted it, one predicts.
     assert json.loads(wide.booster.save_config())["learner"]["generic_param"]["nthread"] == "1"
+
+
+def test_a_family_on_a_gpu_asks_for_one_and_fits_there() -> None:
+    family = candidates.xgboost(gpu=True)
+    assert family.resources == {"GPU": 1.0}
+    assert family.build(dict(family.start), "binary", 2, [], 0).settings()["device"] == "cuda"
+    assert candidates.xgboost().resources == {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from raymlops.data.schema import DataContract, Task
 from raymlops.errors import DataError
 from raymlops.explain.explanation import Explainer, Explanation, Floats, Units
+from raymlops.search.ensemble_model import EnsembleEstimator, mean
 from raymlops.search.estimators import Estimator, SklearnEstimator, XGBoostEstimator
 
 Rows = NDArray[np.float32]
@@ -41,6 +43,10 @@ def explainer_for(estimator: Estimator, contract: DataContract, reference: Rows)
         return TreeExplainer(estimator.booster, contract)
     if not len(reference):
         raise DataError("An explanation needs reference rows to compare with, and the package holds none.")
+    if isinstance(estimator, EnsembleEstimator) and contract.task == "regression":
+        parts = [explainer_for(member, contract, reference) for member in estimator.members]
+        if len({type(part) for part in parts}) == 1 and not parts[0].costly:
+            return WeightedExplainer(parts, estimator.weights)
     if isinstance(estimator, SklearnEstimator) and _linear_margin(estimator) is not None:
         made = AdditiveExplainer(estimator, contract, _spread(reference, BACKGROUND))
         if made.additive:
@@ -147,6 +153,29 @@ class AdditiveExplainer:
             output=output,
             units=_MARGINS[self._task],
             method="linear",
+        )
+
+
+class WeightedExplainer:
+    """Shapley values of a weighted mean of values, exact: the weighted sum of the members' own, since they are linear in the model.
+
+    Only for values, and members that are explained in one way. Probabilities are no sum of the members' log-odds: the mean of
+    those is explained by :class:`SampledExplainer`.
+    """
+
+    costly = False
+
+    def __init__(self, members: Sequence[Explainer], weights: Sequence[float]) -> None:
+        self._members, self._weights = members, weights
+        self.most_rows = max(1, min(member.most_rows for member in members) // len(members))
+
+    def explain(self, x: Rows) -> Explanation:
+        found = [member.explain(x) for member in self._members]
+        return replace(
+            found[0],
+            contributions=mean([part.contributions for part in found], self._weights),
+            base=mean([part.base for part in found], self._weights),
+            output=mean([part.output for part in found], self._weights),
         )
 
 

@@ -25,7 +25,8 @@ class Explanation:
     output : ``(n,)`` or ``(n, k)``: what the model itself says, in the same units, before any calibration
     units : ``log-odds``, ``score`` (before the softmax, for more than two classes), ``probability`` or ``value``
     method : ``tree_shap`` (exact; Lundberg et al. 2020, path-dependent), ``linear`` (exact against the reference rows) or
-        ``sampled_shapley`` (Štrumbelj & Kononenko 2014, against the reference rows)
+        ``sampled_shapley`` (Štrumbelj & Kononenko 2014, against the reference rows). Of an ensemble's mean of values whose members are
+        all of one exact kind, that kind: the weighted sum of the members' contributions is exact; of all other ensembles, sampled
     error : standard error of each contribution, of its shape; ``None`` for exact methods
     """
 

@@ -53,9 +53,13 @@ class Endpoint:
         """Labels as ``{"request_id":, "row": 0, "label":}``; durable when this returns, idempotent."""
         return self._http("POST", "feedback", {"labels": list(labels)}, timeout_s)
 
-    def explain(self, rows: Sequence[Mapping[str, Any]], *, timeout_s: float = 60.0) -> dict[str, Any]:
-        """How much each column moved the champion's prediction of each row: contributions, base, units, method."""
-        return self._http("POST", "explain", {"rows": list(rows)}, timeout_s)
+    def explain(
+        self, rows: Sequence[Mapping[str, Any]], *, version: int | None = None, timeout_s: float = 60.0
+    ) -> dict[str, Any]:
+        """How much each column moved the prediction of each row: contributions, base, units, method; by the champion, or by a
+        challenger that is served, whose ``version`` is named."""
+        path = "explain" if version is None else f"versions/{version}/explain"
+        return self._http("POST", path, {"rows": list(rows)}, timeout_s)
 
     def batch(
         self,

@@ -34,6 +34,7 @@ from raymlops.events import EventLog
 from raymlops.gate import GateEvidence, GateReport, evaluate
 from raymlops.lake import Lake
 from raymlops.loop import ray_steward
+from raymlops.loop.ensembling import Tried, beyond_limits, combine_for
 from raymlops.loop.held_period import HeldOutModel, count_period, period_work
 from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
 from raymlops.loop.pipelines import served_frame
@@ -47,8 +48,10 @@ from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import CARD, CARD_PAGE, Reference, build_package, download, size_mb, upload
 from raymlops.registry.version import ModelVersion
 from raymlops.report.model_card import card_page
-from raymlops.search.candidates import Settled, settled
+from raymlops.report.notebook import watching
+from raymlops.search.candidates import Settled
 from raymlops.search.decision import Decision, decide
+from raymlops.search.ensemble import settle
 from raymlops.search.journal import Journal
 from raymlops.search.selection import Search, SearchResult, before_validation, refit
 from raymlops.search.threshold import require_binary
@@ -63,7 +66,10 @@ LEASE_S = 60.0
 
 def run(pipeline: Pipeline, *, settings: Settings | None = None, progress: Progress | None = None) -> Endpoint:
     """Turn the loop once for a pipeline; see :meth:`raymlops.Pipeline.run`."""
-    settings, progress = settings or Settings.read(), progress or Silent()
+    if progress is None:
+        with watching() as display:
+            return run(pipeline, settings=settings, progress=display or Silent())
+    settings = settings or Settings.read()
     settings.ensure_home()
     turn = Turn.open(pipeline, settings, progress)
     with turn.lease():
@@ -239,15 +245,26 @@ class Turn:
         self.progress.stage(
             "search", f"{snapshot.split.train:,} rows × {len(snapshot.contract.columns)} features, {objective.metric}"
         )
-        result = self._search(arrays, snapshot, event_id)
-        run_id = self.registry.log_search(
-            self.pipeline.name, result.leaderboard, event_id=event_id, promoted=result.trial
+        combined = combine_for(
+            self.pipeline, self._search(arrays, snapshot, event_id), arrays, snapshot.split.ordered, self.progress
         )
+        result = combined.result
         self.progress.stage("gate", f"{result.trial.family}, {objective.metric} {result.trial.score:.4f} on validation")
         with tempfile.TemporaryDirectory(dir=self.settings.ensure_home()) as scratch:
             judged = self._gate(Path(scratch) / "gated", arrays, snapshot, result, event_id)
+            if combined.taken and (why := beyond_limits(judged.report)):
+                combined = combined.refused(f"The gate refuses it. {why}")
+                result = combined.result
+                self.progress.note(f"trial {result.trial.number} alone in the ensemble's place: {why}")
+                judged = self._gate(Path(scratch) / "gated", arrays, snapshot, result, event_id)
+            if combined.tried is not None:
+                self.events.append(self.pipeline.name, "ensemble", {"event_id": event_id, **combined.tried.to_dict()})
+            run_id = self.registry.log_search(
+                self.pipeline.name, result.leaderboard, event_id=event_id, promoted=result.trial
+            )
             judged.report.require()
             self.progress.stage("register", "refit on all rows, package, register")
+            judged = replace(judged, tried=combined.tried)
             return self._register(Path(scratch) / "final", arrays, snapshot, result, judged, event_id, run_id)
 
     def _search(self, arrays: Arrays, snapshot: DatasetSnapshot, event_id: str) -> SearchResult:
@@ -297,8 +314,7 @@ class Turn:
         champion = self._champion()
         if champion is None:
             return None
-        family = next((item for item in spec.candidates or () if item.name == champion.family), None)
-        return None if family is None else settled(family, champion.params)
+        return settle(champion.family, champion.params, spec.candidates or ())
 
     def _snapshot(
         self, frame: pd.DataFrame, time_column: str | None, holdout_rows: int | None, event_id: str
@@ -491,6 +507,7 @@ class Turn:
             features=getattr(
                 self.pipeline.features, "__name__", None if self.pipeline.features is None else "features"
             ),
+            ensemble=None if judged.tried is None else judged.tried.to_dict(),
         )
         metadata = {
             "event_id": event_id,
@@ -551,13 +568,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
-    """A candidate at the gate: the verdict and what it rests on."""
+    """A candidate at the gate: the verdict and what it rests on; ``tried`` is the ensemble that it is, or that it stands in for."""
 
     report: GateReport
     evidence: GateEvidence
     decision: Decision
     reference: Reference
     model: HeldOutModel
+    tried: Tried | None = None
 
 
 def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:

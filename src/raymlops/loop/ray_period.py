@@ -11,7 +11,7 @@ import pyarrow as pa
 from raymlops.by_value import dumps_by_value
 from raymlops.data.ray_dp import Progress, SparkOnRay
 from raymlops.errors import RaymlopsError
-from raymlops.registry.package import defined_by
+from raymlops.registry.native import defined_by
 from raymlops.sketch.period import PeriodPart, counted
 
 if TYPE_CHECKING:

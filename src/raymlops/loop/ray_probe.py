@@ -22,7 +22,7 @@ from raymlops.monitor.examine import Examination, examine
 from raymlops.registry.mlflow import MlflowRegistry
 from raymlops.registry.package import download
 from raymlops.registry.version import ModelVersion
-from raymlops.search.candidates import settled
+from raymlops.search.ensemble import settle
 from raymlops.search.selection import Search, shape, signs
 from raymlops.serving.predictor import Predictor
 from raymlops.settings import Settings
@@ -68,13 +68,12 @@ def examine_champion(endpoint: str, version: int, change_at: float | None, setti
 
 def _refit(search: Search, made: ModelVersion, contract: DataContract) -> Callable[..., Any]:
     offered = search.families(contract.task)
-    family = next((item for item in offered if item.name == made.family), None)
-    if family is None:
+    champion = settle(made.family, made.params, offered)
+    if champion is None:
         names = ", ".join(item.name for item in offered)
         raise ConfigError(
             f"Version {made.version} is a {made.family}, and the pipeline's search now offers {names} only."
         )
-    champion = settled(family, made.params)
     categorical = [i for i, column in enumerate(contract.columns) if column.kind == "category"]
     monotone = signs(search.monotone, contract)
 

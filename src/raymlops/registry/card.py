@@ -15,6 +15,7 @@ from raymlops.compare.slices import MIN_ROWS
 from raymlops.explain.explanation import Explanation, importances
 from raymlops.gate import GateEvidence, GateReport
 from raymlops.search.decision import Decision
+from raymlops.search.ensemble import FAMILY
 
 if TYPE_CHECKING:
     from raymlops.data.snapshot import DatasetSnapshot
@@ -36,6 +37,7 @@ class CardFacts:
     parent : the champion when this version was made; ``None`` for the first
     run_id : of the search in MLflow
     created_at, data_end : seconds since 1970
+    ensemble : what came of one, where it was asked for, see :class:`raymlops.loop.ensembling.Tried`
     """
 
     name: str
@@ -56,6 +58,7 @@ class CardFacts:
     parent: int | None
     run_id: str
     features: str | None
+    ensemble: Mapping[str, Any] | None = None
 
 
 def build_card(facts: CardFacts, package: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +132,7 @@ def _search(facts: CardFacts) -> dict[str, Any]:
         "test_score": facts.evidence.test_score,
         "baseline_score": facts.evidence.baseline_score,
         "leaderboard": board.to_rows()[:_TRIALS],
+        "ensemble": facts.ensemble,
     }
 
 
@@ -193,6 +197,10 @@ def _limits(facts: CardFacts, package: Mapping[str, Any]) -> list[str]:
         said.append(f"No better than the best constant over all rows on: {named}.")
     if contract.task != "regression" and facts.decision.calibration.kind == "identity":
         said.append(f"Probabilities are the model's own. {facts.decision.calibration.note}".strip())
+    if facts.trial.family == FAMILY:
+        said.append(
+            "The model is a weighted mean of several: contributions are of that mean, in probabilities or values, not of the members' log-odds."
+        )
     if facts.features is not None:
         said.append("Contributions are for the columns that the features function makes, not for what a request holds.")
     if package.get("onnx"):

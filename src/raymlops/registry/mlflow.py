@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.registry.board import LoggedSearch, LoggedTrial
 from raymlops.registry.version import ModelVersion, check_alias, check_tag, unknown_version
+from raymlops.search.ensemble import plain
 from raymlops.search.selection import Leaderboard, Trial
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class MlflowRegistry:
             metrics=[*(Metric(key, value, at, 0) for key, value in numbers.items() if value == value), *curve],
             params=[
                 Param("family", trial.family),
-                *(Param(key, str(value)[:_TEXT_LIMIT]) for key, value in trial.params.items()),
+                *(Param(key, str(value)[:_TEXT_LIMIT]) for key, value in plain(trial.family, trial.params).items()),
             ],
         )
 

@@ -13,7 +13,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -27,9 +27,9 @@ from raymlops.data.features import FeatureFunction
 from raymlops.data.schema import Column, DataContract
 from raymlops.errors import DataError, DigestMismatch
 from raymlops.lake import Lake, sha256_of
+from raymlops.registry.native import Form, write_native
 from raymlops.registry.runtime import OnnxRuntime, Runtime, load_native, to_onnx
 from raymlops.search.decision import Decision
-from raymlops.search.estimators import XGBoostEstimator
 from raymlops.sketch.profile import Profile
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class Manifest:
     Attributes
     ----------
     files : SHA-256 of every file by name
-    form : of the native model, ``"xgboost"`` (``model.json``) or ``"pickle"`` (``model.pkl``)
+    form : of the native model, ``"xgboost"`` (``model.json``), ``"pickle"`` (``model.pkl``) or ``"ensemble"`` (``ensemble.json`` and a
+        file a member)
     runtime : what was faster for one row when the package was built
     onnx : why there is no ONNX form, or ``""`` when there is one
     latency_us : microseconds for one row, by runtime
@@ -125,7 +126,7 @@ class Manifest:
     """
 
     files: Mapping[str, str]
-    form: Literal["xgboost", "pickle"]
+    form: Form
     runtime: Literal["onnx", "native"]
     onnx: str
     latency_us: Mapping[str, float]
@@ -192,12 +193,7 @@ def build_package(
     target = Path(folder)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    if isinstance(estimator, XGBoostEstimator):
-        form: Literal["xgboost", "pickle"] = "xgboost"
-        estimator.save(target / "model.json")
-    else:
-        form = "pickle"
-        (target / "model.pkl").write_bytes(dumps_by_value(estimator, defined_by(estimator)))
+    form = write_native(target, estimator)
     native = load_native(target, form, contract.task, len(contract.classes))
     onnx, reason = _onnx(estimator, native, contract, reference)
     runtimes: dict[str, Runtime] = {"native": native}
@@ -243,15 +239,6 @@ def build_package(
 def size_mb(folder: str | Path) -> float:
     """Size of all files of a package, in megabytes (10**6 bytes)."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
-
-
-def defined_by(estimator: Estimator) -> Iterator[Any]:
-    """The estimator, and the scikit-learn estimators that ours wrap, step by step: any may be of the user's own class."""
-    yield estimator
-    wrapped = getattr(estimator, "pipeline", None)
-    yield wrapped
-    if wrapped is not None and hasattr(wrapped, "get_params"):
-        yield from wrapped.get_params(deep=True).values()
 
 
 def _onnx(

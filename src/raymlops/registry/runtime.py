@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,11 +12,13 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from raymlops.errors import DataError
+from raymlops.search.ensemble_model import EnsembleEstimator, mean
 from raymlops.search.estimators import Estimator, Floats, HistBoostingEstimator, SklearnEstimator, XGBoostEstimator
 
 if TYPE_CHECKING:
     from raymlops.data.schema import Task
 
+ENSEMBLE = "ensemble.json"
 _OPSET = {"": 17, "ai.onnx.ml": 3}
 
 
@@ -60,17 +64,37 @@ class NativeRuntime:
             return self._estimator.predict(x)
 
 
-def load_estimator(folder: Path, form: str, task: Task, n_classes: int) -> Estimator:
-    """What a verified package was trained as; ``form`` is ``"xgboost"`` (JSON) or ``"pickle"``."""
+class MeanRuntime:
+    """An ensemble: each member as it predicts fastest, one after another."""
+
+    def __init__(self, members: Sequence[Runtime], weights: Sequence[float]) -> None:
+        self._members, self._weights = members, weights
+
+    def predict(self, x: Floats) -> Floats:
+        return mean([member.predict(x) for member in self._members], self._weights)
+
+
+def load_estimator(folder: Path, form: str, task: Task, n_classes: int, name: str = "model") -> Estimator:
+    """What a verified package was trained as; ``form`` is ``"xgboost"`` (JSON), ``"pickle"``, or ``"ensemble"`` of these."""
+    if form == "ensemble":
+        held = json.loads((folder / ENSEMBLE).read_bytes())
+        pairs = zip(held["forms"], held["names"], strict=True)
+        members = [load_estimator(folder, kind, task, n_classes, at) for kind, at in pairs]
+        return EnsembleEstimator(members, held["weights"])
     if form == "xgboost":
-        return XGBoostEstimator.load(folder / "model.json", task, n_classes)
-    loaded: Estimator = pickle.loads((folder / "model.pkl").read_bytes())
+        return XGBoostEstimator.load(folder / f"{name}.json", task, n_classes)
+    loaded: Estimator = pickle.loads((folder / f"{name}.pkl").read_bytes())
     return loaded
 
 
 def load_native(folder: Path, form: str, task: Task, n_classes: int) -> Runtime:
     """The native model of a verified package, as it predicts fastest."""
-    estimator = load_estimator(folder, form, task, n_classes)
+    return _native(load_estimator(folder, form, task, n_classes))
+
+
+def _native(estimator: Estimator) -> Runtime:
+    if isinstance(estimator, EnsembleEstimator):
+        return MeanRuntime([_native(member) for member in estimator.members], estimator.weights)
     if isinstance(estimator, XGBoostEstimator) and estimator.booster is not None:
         from raymlops.registry.booster import BoosterRuntime
 
@@ -86,6 +110,8 @@ def to_onnx(estimator: Estimator, n_features: int) -> bytes:
     DataError : there is no converter for it, with the reason
     """
     try:
+        if isinstance(estimator, EnsembleEstimator):
+            return _from_ensemble(estimator, n_features)
         if isinstance(estimator, XGBoostEstimator):
             return _from_xgboost(estimator, n_features)
         if isinstance(estimator, SklearnEstimator):
@@ -96,6 +122,13 @@ def to_onnx(estimator: Estimator, n_features: int) -> bytes:
         words = str(error).strip().splitlines() or [""]
         raise DataError(f"the conversion failed: {type(error).__name__}: {words[0][:200]}") from error
     raise DataError(f"there is no converter for {type(estimator).__name__}")
+
+
+def _from_ensemble(estimator: EnsembleEstimator, n_features: int) -> bytes:
+    from raymlops.registry.merged_onnx import merge
+
+    task = getattr(estimator.members[0], "task", "binary")
+    return merge([to_onnx(member, n_features) for member in estimator.members], estimator.weights, task, n_features)
 
 
 def _from_xgboost(estimator: XGBoostEstimator, n_features: int) -> bytes:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from raymlops.report.page import bar, number, page, table, when
+from raymlops.search.ensemble import FAMILY, named, plain
 
 _VERDICTS = {"pass": "ok", "warn": "s2", "fail": "s4", "skipped": "dim"}
 _SHOWN = 40
@@ -119,10 +120,21 @@ def _seen(column: Mapping[str, Any]) -> str:
     return "" if column["minimum"] is None else f"{number(column['minimum'])} to {number(column['maximum'])}"
 
 
+def _ensemble(tried: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if tried is None:
+        return []
+    members = f" {_text(tried['named'])}." if tried["members"] else ""
+    return [("ensemble", f"{'taken' if tried['taken'] else 'not taken'}: {_text(tried['reason'])}{members}")]
+
+
+def _members(trial: Mapping[str, Any]) -> str:
+    return named(trial["params"]["members"]) if trial["family"] == FAMILY else ""
+
+
 def _search(card: Mapping[str, Any]) -> str:
     search = card["search"]
     counts = ", ".join(f"{count} {_text(status)}" for status, count in search["trials"].items())
-    params = ", ".join(f"{key} {_short(value)}" for key, value in search["params"].items())
+    params = ", ".join(f"{key} {_short(value)}" for key, value in plain(search["family"], search["params"]).items())
     facts = [
         ("metric", f"{_text(search['metric'])}, {'higher' if search['mode'] == 'max' else 'lower'} is better"),
         ("trials", f"{counts}; {search['fit_s']:.1f} s of fitting. {_text(search['ended'])}"),
@@ -132,6 +144,7 @@ def _search(card: Mapping[str, Any]) -> str:
             f"train {number(search['train_score'])}, validation {number(search['validation_score'])}, test "
             f"{number(search['test_score'])}, best constant {number(search['baseline_score'])}",
         ),
+        *_ensemble(search.get("ensemble")),
     ]
     rows = [
         (
@@ -141,7 +154,7 @@ def _search(card: Mapping[str, Any]) -> str:
             number(item["train_score"]),
             number(item["fit_s"]),
             _text(item["status"]),
-            _text(item["error"][:120]),
+            _text(item["error"][:120] or _members(item)),
         )
         for item in search["leaderboard"]
     ]

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raymlops.search.ensemble import FAMILY, named
 from raymlops.search.selection import Trial
 
 
@@ -26,7 +27,7 @@ class Plain:
         )
 
     def trial(self, trial: Trial) -> None:
-        self.stage("trial", f"{trial.number} {trial.family} {trial.status} {_score(trial)}")
+        self.stage("trial", f"{trial.number} {trial.family} {trial.status} {_score(trial)} {_members(trial)}".rstrip())
 
     def note(self, text: str) -> None:
         self.stage("note", text)
@@ -70,6 +71,10 @@ class RichProgress:
         self._note = text
 
     def _render(self) -> RenderableType:
+        return self.drawn(trials=bool(self._stages) and self._stages[-1][0] == "search")
+
+    def drawn(self, *, trials: bool) -> RenderableType:
+        """What it was told, with the leaderboard or without."""
         lines: list[RenderableType] = []
         for (name, detail, began), following in zip(self._stages, [*self._stages[1:], None], strict=False):
             ended = following[2] if following else time.monotonic()
@@ -77,7 +82,7 @@ class RichProgress:
             lines.append(
                 Text(f"{mark} {name:<10} {ended - began:6.1f} s  {detail}", style="dim" if following else "bold")
             )
-        if self._stages and self._stages[-1][0] == "search":
+        if trials and self._trials:
             lines.append(leaderboard_table(self._trials))
         if self._note:
             lines.append(Text("  " + self._note, style="cyan"))
@@ -91,7 +96,7 @@ def leaderboard_table(trials: list[Trial], rows: int = 8) -> Table:
     for trial in (finished or trials)[-rows:]:
         table.add_row(
             str(trial.number),
-            trial.family,
+            _members(trial) or trial.family,
             _score(trial),
             f"{trial.train_score:.4f}",
             f"{trial.fit_s:.1f}",
@@ -165,6 +170,10 @@ def demo_table(result: dict[str, Any]) -> Group:
     for turn in result["turns"]:
         turns.add_row(turn["event_id"], turn["reason"], turn["outcome"], str(turn["row"]))
     return Group(facts, turns)
+
+
+def _members(trial: Trial) -> str:
+    return named(trial.params.get("members", ())) if trial.family == FAMILY else ""
 
 
 def _score(trial: Trial) -> str:

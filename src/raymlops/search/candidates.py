@@ -233,6 +233,8 @@ class _Fixed:
 def _family(
     name: str, kind: str, space: GivenSpace, default: Space, start: Mapping[str, Any], can: tuple[str, ...] = ()
 ) -> Family:
+    if name == "ensemble":
+        raise ConfigError("name='ensemble' is what Search(ensemble=) calls its own: give another name=.")
     if not name or any(sign in name for sign in "/."):
         raise ConfigError(f"name={name!r} is not a family's name: it must not be empty or hold '/' or '.'.")
     # A user's space names other parameters, so our proven start does not apply to it.

@@ -69,6 +69,9 @@ def price(cost: Cost, prefer: Prefer) -> float:
 
 
 def _features(estimator: Any, width: int) -> int:
+    """Columns that a model reads; of an ensemble at most so many."""
+    if members := getattr(estimator, "members", ()):
+        return min(width, sum(_features(member, width) for member in members))
     booster = getattr(estimator, "booster", None)
     if booster is not None:
         return len(booster.get_fscore())

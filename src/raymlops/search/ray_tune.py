@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from raymlops.errors import SearchFailed
+from raymlops.search.ensemble import Library
 from raymlops.search.journal import Journal, facts, finished
 from raymlops.search.pace import LastFit, refit_cost
 from raymlops.search.proposals import Proposals
@@ -29,6 +31,7 @@ from raymlops.search.schedule import Finished, Order, Schedule, Wait, ladder
 from raymlops.search.selection import (
     Fit,
     Leaderboard,
+    Outcome,
     Problem,
     Search,
     SearchResult,
@@ -53,6 +56,7 @@ _START_S = 300.0
 _STILLBORN = 6
 _GRACE_S = 2.0
 _CLOSING_S = 1.5
+_ENSEMBLE_SHARE = 0.15  # of a budget, for choosing, judging and fitting an ensemble after the search
 _ORDERS = 1_000_000
 _DIED = "the worker died"
 _QUIET = {
@@ -103,7 +107,7 @@ def search(
     folder, name = Path(settings.home) / "tune", f"search-{uuid.uuid4().hex[:12]}"
     with _quiet():
         schedule = _schedule(arrays, problem, spec, ordered, lanes, began, on_trial, journal)
-        watch = _Watch()
+        watch, library = _Watch(), Library(problem.objective)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(OrderTrainable, arrays=arrays, problem=problem), _resources(problem)
@@ -111,7 +115,7 @@ def search(
             tune_config=tune.TuneConfig(
                 metric="ended",
                 mode="max",
-                search_alg=_Orders(schedule, journal, watch),
+                search_alg=_Orders(schedule, journal, watch, library),
                 num_samples=_ORDERS,
                 max_concurrent_trials=lanes,
                 reuse_actors=True,
@@ -145,7 +149,10 @@ def search(
         on_trial(result.trial)
     if journal is not None:
         journal.close(result.leaderboard, schedule.points, result.trial)
-    return result
+    if not problem.ensemble:
+        return result
+    library.until, library.threads = None if spec.time_budget_s is None else began + float(spec.time_budget_s), lanes
+    return replace(result, library=library)
 
 
 def _schedule(
@@ -179,7 +186,7 @@ def _schedule(
         trials=spec.trials,
         lanes=lanes,
         began=began,
-        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s)),
+        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s), spec.ensemble),
         reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
@@ -191,9 +198,9 @@ def _schedule(
     return schedule
 
 
-def _usable(budget_s: float) -> float:
-    """A budget without the time in which Tune's workers go before the last fit begins."""
-    return budget_s - min(_CLOSING_S, 0.05 * budget_s)
+def _usable(budget_s: float, ensemble: int = 0) -> float:
+    """A budget without the time in which Tune's workers go before the last fit begins, and without an ensemble's."""
+    return budget_s * (1.0 - _ENSEMBLE_SHARE * bool(ensemble)) - min(_CLOSING_S, 0.05 * budget_s)
 
 
 def _spread(spec: Search, problem: Problem, arrays: Arrays) -> Spread | None:
@@ -263,9 +270,9 @@ class _End:
 class _Orders(Searcher):
     """Gives Tune one order after another, and the schedule what came of them."""
 
-    def __init__(self, schedule: Schedule, journal: Journal | None, watch: _Watch) -> None:
+    def __init__(self, schedule: Schedule, journal: Journal | None, watch: _Watch, library: Library) -> None:
         super().__init__(metric="ended", mode="max")
-        self._schedule, self._journal, self._watch = schedule, journal, watch
+        self._schedule, self._journal, self._watch, self._library = schedule, journal, watch, library
         self._out: dict[str, Order] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -292,7 +299,7 @@ class _Orders(Searcher):
             # Tune gives the reason of a death only after it has told the searcher: the watch gets it next.
             self._watch.dead[trial_id] = lambda reason: self._died(trial_id, order, reason)
             return
-        ended = result["outcomes"].held
+        ended = {number: self._kept(number, outcome) for number, outcome in result["outcomes"].held.items()}
         if self._journal is not None and ended:
             self._journal.write(list(finished([job for job in order.jobs if job.proposal.number in ended], ended)))
         for job in order.jobs:
@@ -302,6 +309,13 @@ class _Orders(Searcher):
             elif outcome is not None:
                 self._schedule.result(job.proposal.number, job.rung, outcome)
         self._schedule.again(left_over(order, ended))
+
+    def _kept(self, number: int, outcome: Outcome | str) -> Outcome | str:
+        """What a fit said of validation rows goes to the library; schedule and journal need the rest."""
+        if isinstance(outcome, str) or outcome.said is None:
+            return outcome
+        self._library.add(number, outcome.score, outcome.said)
+        return replace(outcome, said=None)
 
     def _died(self, trial_id: str, order: Order, reason: str) -> None:
         if trial_id not in self._watch.started:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.search.cost import Cost, serving_cost
+from raymlops.search.ensemble import Said, judged_rows
 from raymlops.search.rows import RowCache, chosen
 from raymlops.search.threshold import wrong_rows
 
@@ -31,6 +32,7 @@ class Outcome:
     full : a fit on all the rows the trial asks for, not on a sample of them
     learned : parameters that the validation rows fixed
     groups, wrongs, cost : see :class:`Trial`; only of a full fit
+    said : of validation rows, see :class:`raymlops.search.ensemble.Library`; only of a full fit where an ensemble is asked for
     """
 
     full: bool
@@ -42,6 +44,7 @@ class Outcome:
     groups: tuple[float, ...] = ()
     wrongs: tuple[float, ...] = ()
     cost: Cost | None = None
+    said: Said | None = field(default=None, compare=False, repr=False)
 
 
 def run_trial(
@@ -114,8 +117,13 @@ def run(
         else (),
         wrongs=_wrongs(problem, rows.y_val, prediction) if full else (),
         cost=serving_cost(estimator, rows.x_val) if full else None,
+        said=_said(problem, prediction) if full and problem.ensemble else None,
     )
     return outcome, estimator
+
+
+def _said(problem: Problem, prediction: Floats) -> Said:
+    return prediction[judged_rows(len(prediction), problem.n_classes)].astype(np.float32)
 
 
 def _by_group(problem: Problem, n: int, measure: Callable[[Any], float]) -> tuple[float, ...]:

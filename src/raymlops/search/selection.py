@@ -13,6 +13,7 @@ from raymlops.clock import seconds
 from raymlops.errors import ConfigError, nearest
 from raymlops.search.candidates import Candidate, defaults
 from raymlops.search.cost import PREFERENCES, Prefer
+from raymlops.search.ensemble import Library, check_ensemble
 from raymlops.search.leaderboard import Leaderboard, Trial, TrialStatus
 from raymlops.search.objective import METRICS, Mode, Objective, sklearn_scorer
 from raymlops.search.rows import RowCache, chosen
@@ -76,6 +77,8 @@ class Search:
         ``None`` for 0.5. Costs also choose between trials that the metric does not tell apart
     distributed : spread the fits on all rows over workers (XGBoost only, and then no other family is tried): ``"auto"`` does when the
         rows are estimated not to fit one worker's memory; trials then see at most the share of the rows that one worker holds
+    ensemble : at most so many trials, from 2 to 10, may answer together by a weighted mean, where a pipeline's rows show that
+        it pays; 0, the default, keeps to one (:mod:`raymlops.loop.ensembling`)
 
     Raises
     ------
@@ -99,6 +102,7 @@ class Search:
     calibrate: bool = True
     threshold: ThresholdSpec = None
     distributed: Distributed = "auto"
+    ensemble: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", _families(self.candidates))
@@ -113,6 +117,7 @@ class Search:
             raise ConfigError(f"seed={self.seed!r} is no seed: give a whole number from 0 to 2147483647.")
         check_spec(self.threshold)
         check_distributed(self.distributed)
+        check_ensemble(self.ensemble, self.distributed)
         if self.prefer not in PREFERENCES:
             raise ConfigError(f"prefer={self.prefer!r} is not known.{nearest(str(self.prefer), PREFERENCES)}")
         if self.trials is None and self.time_budget_s is None:
@@ -195,6 +200,7 @@ class Problem:
     Attributes
     ----------
     most : the largest share of the train rows that a trial is given; under 1 only where one worker does not hold them all
+    ensemble : trials that may answer together; what full fits say of validation rows is then kept
     """
 
     objective: Objective
@@ -209,6 +215,7 @@ class Problem:
     quantile: float | None = None
     costs: Costs | None = None
     most: float = 1.0
+    ensemble: int = 0
 
     @classmethod
     def of(cls, search: Search, contract: DataContract, arrays: Arrays) -> Problem:
@@ -225,6 +232,7 @@ class Problem:
             monotone=signs(search.monotone, contract),
             quantile=search.quantile,
             costs=search.threshold if isinstance(search.threshold, Costs) and contract.task == "binary" else None,
+            ensemble=search.ensemble,
         )
 
     def spread(self, plan: Spread | None) -> Problem:
@@ -232,7 +240,7 @@ class Problem:
         if plan is None:
             return self
         able = {name: family for name, family in self.families.items() if spreads(family)}
-        return replace(self, families=able, most=plan.share)
+        return replace(self, families=able, most=plan.share, ensemble=0)
 
     def build(self, family: str, params: Mapping[str, Any]) -> Estimator:
         own = {key: value for key, value in params.items() if key != "recent"}
@@ -372,6 +380,7 @@ class SearchResult:
     train_only : the estimator has learnt from train rows alone, for the same reason
     threads : for fits of the same configuration on other rows
     fit : fits a built estimator on rows, where one worker does not hold them; ``None`` fits here
+    library : what the best trials say of validation rows, where an ensemble was asked for
     """
 
     leaderboard: Leaderboard
@@ -382,6 +391,7 @@ class SearchResult:
     train_only: bool = False
     threads: int = 1
     fit: Fit | None = None
+    library: Library | None = field(default=None, compare=False, repr=False)
 
 
 def finish(

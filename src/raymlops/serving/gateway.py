@@ -323,11 +323,15 @@ class Gateway:
         return json_response(body, headers=served_headers(own, version, variant))
 
     async def _explain(self, request: Request) -> Response:
-        champion = self._variants.require_champion()
-        parsed = parse_rows(request.body, self.limits.max_rows, len(champion.model.inputs))
+        width = len(self._variants.require_champion().model.inputs)
+        parsed = parse_rows(request.body, self.limits.max_rows, width)
         own = parsed.request_id or request_id_of(request.headers.get(b"x-request-id")) or uuid.uuid4().hex
-        body = await self._desk.explain(champion.model, champion.version, parsed.rows)
-        return json_response({"request_id": own, **body}, headers=served_headers(own, champion.version, "champion"))
+        version, variant, model = self._variants.explains(request.version)
+        if model is None:
+            body = await self._variants.explain_elsewhere(version, parsed.rows)
+        else:
+            body = await self._desk.explain(model, version, parsed.rows)
+        return json_response({"request_id": own, **body}, headers=served_headers(own, version, variant))
 
     async def _serve(
         self, request: PredictRequest, headers: Mapping[bytes, bytes], challenger: int | None

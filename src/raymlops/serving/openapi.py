@@ -48,6 +48,19 @@ def document(
                 "explain", "How much each column moved the prediction of each row", "ExplainResponse", "PredictRequest"
             )
         },
+        f"/{endpoint}/versions/{{version}}/explain": {
+            "post": {
+                **_operation(
+                    "explain_version",
+                    "The same by the champion or the challenger, by number",
+                    "ExplainResponse",
+                    "PredictRequest",
+                ),
+                "parameters": [
+                    {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+                ],
+            },
+        },
         f"/{endpoint}/feedback": {
             "post": _operation("feedback", "Labels, durable when answered", "FeedbackResponse", "FeedbackRequest")
         },

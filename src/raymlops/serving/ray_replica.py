@@ -24,6 +24,7 @@ from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.batching import Answer, as_answer, warm
 from raymlops.serving.direct import Link, LinkLost, Links, answered, serve_directly
+from raymlops.serving.explaining import ExplainDesk
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.http import (
     ClientGone,
@@ -122,6 +123,14 @@ class RayChallengers:
             raise body
         return as_answer(body)
 
+    async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
+        """As :meth:`predict`, of the replica's thread for explanations."""
+        body = await self._call(version, "explain", rows)
+        if isinstance(body, RaymlopsError):
+            raise body
+        explained: dict[str, Any] = body
+        return explained
+
     async def _find(self, version: int) -> str | None:
         place: tuple[str, str | None] = await self._call(version, "where")
         return place[1] if place[0] == ray.get_runtime_context().get_node_id() else None
@@ -177,6 +186,7 @@ class VersionReplica:
         self._model = StorePackages(endpoint, settings, store).load(version)
         store.close()
         warm(self._model)
+        self._version, self._desk = version, ExplainDesk(endpoint)
         self._path: str | None = None
         if direct:
             try:
@@ -187,6 +197,13 @@ class VersionReplica:
     def where(self) -> tuple[str, str | None]:
         """The node, and the socket there."""
         return ray.get_runtime_context().get_node_id(), self._path
+
+    async def explain(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
+        """As the champion's gateway does, in a thread beside the predictions; errors as in :meth:`predict`."""
+        try:
+            return await self._desk.explain(self._model, self._version, rows)
+        except RaymlopsError as error:
+            return error
 
     async def predict(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """The answer as a dictionary, or the error to raise: so it arrives whole and without an actor's trace."""

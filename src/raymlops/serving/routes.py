@@ -52,6 +52,7 @@ class Routes:
             f"{model}/infer": {"POST": "infer"},
         }
         self._versioned = {
+            "/versions/V/explain": {"POST": "explain"},
             f"{model}/versions/V": {"GET": "describe"},
             f"{model}/versions/V/ready": {"GET": "ready"},
             f"{model}/versions/V/infer": {"POST": "infer"},

@@ -20,6 +20,7 @@ from raymlops.errors import (
     DeadlineExceeded,
     ModelFault,
     NotReady,
+    RaymlopsError,
     UnknownVersion,
 )
 from raymlops.serving.batching import Answer, Model, TickBatcher, answer_rows, warm
@@ -53,6 +54,8 @@ class Challengers(Protocol):
 
     def link(self, version: int) -> Link | None:
         """The short way to a version when there is one now; asking for it may start the search for one."""
+
+    async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -241,9 +244,48 @@ class Variants:
         UnknownVersion : no version that answers requests
         """
         if version not in self.visible:
-            known = ", ".join(map(str, self.visible))
-            raise UnknownVersion(f"{self.endpoint} does not serve version {version}; it serves {known}.")
+            raise self._unknown(version, self.visible)
         return None if version == self.visible[0] else version
+
+    def _unknown(self, version: int, known: Sequence[int]) -> UnknownVersion:
+        served = ", ".join(map(str, known))
+        return UnknownVersion(f"{self.endpoint} does not serve version {version}; it serves {served}.")
+
+    def explains(self, version: int | None) -> tuple[int, str, Model | None]:
+        """The version that is to explain rows (``None``: the champion), as what it serves, and its model where it is in this process.
+        A shadow's answers are seen by nobody, and may be explained all the same.
+
+        Raises
+        ------
+        NotReady : no table was given yet
+        UnknownVersion : neither the champion nor the challenger
+        """
+        champion, split = self.require_champion(), self._split
+        if version is None or version == champion.version:
+            return champion.version, "champion", champion.model
+        if split is None or version != split.challenger:
+            raise self._unknown(version, [champion.version, *self._isolated])
+        # As in :meth:`copy`: a former champion's isolated deployment is gone.
+        here = self._loaded.get(version) if version in split.warm else None
+        return version, "challenger", None if here is None else here.model
+
+    async def explain_elsewhere(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
+        """An isolated version's explanation of rows; it counts as no request of its.
+
+        Raises
+        ------
+        NotReady : it did not answer
+        RaymlopsError : what it raised itself
+        """
+        try:
+            return await self._challengers.explain(version, rows)
+        except RaymlopsError:
+            raise
+        except Exception as error:
+            log.warning(
+                "%s: challenger %d does not explain: %s: %s", self.endpoint, version, type(error).__name__, error
+            )
+            raise NotReady(f"Version {version} of {self.endpoint} did not answer. Try again in a moment.") from error
 
     # --- who answers ---------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from raymlops.data.schema import Column, DataContract, Sent
 from raymlops.data.tables import TableRows, encode_table_rows
 from raymlops.serving.batching import Answer, answer_rows, layout_of
 from raymlops.serving.direct import Link
+from raymlops.serving.explaining import explain_rows
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.protocol import Row
 from raymlops.serving.spec import Serving
@@ -120,6 +121,10 @@ class FakeChallengers:
     def link(self, version: int) -> Link | None:
         """None: there is no other process."""
         return None
+
+    async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
+        self.calls.append((version, len(rows)))
+        return explain_rows(self.models[version], version, rows)
 
 
 class ListSink:
