@@ -244,7 +244,7 @@ class Scribe:
 
         Raises
         ------
-        NotReady : the last one died a moment ago
+        NotReady : the last one died a moment ago, or this one did not start
         """
         async with self._starting:
             if self._process is not None:
@@ -257,7 +257,12 @@ class Scribe:
             ours = await loop.run_in_executor(self._executor, process.start)
             await loop.create_connection(lambda: process.frames, sock=ours)
             process.frames.send(("begin", self._arguments))
-            await asyncio.wait_for(process.ready, START_S)
+            done, _ = await asyncio.wait({process.ready}, timeout=START_S)
+            if not done:
+                if process.popen is not None:
+                    process.popen.kill()  # its closed socket says so, and the next one waits its turn
+                raise ScribeStuck(f"The process that writes the log did not start within {START_S:.0f} s.")
+            process.ready.result()
             if process.gone:
                 raise ScribeLost("The process that writes the log ended as soon as it was started.")
             self._process = process
