@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Workers of pytest-xdist have a terminal's size, which is nobody's.
-for name in ("COLUMNS", "LINES"):
-    os.environ.pop(name, None)
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 from raymlops.clock import ManualClock
 from raymlops.settings import Settings
