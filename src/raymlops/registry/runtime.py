@@ -127,8 +127,9 @@ def to_onnx(estimator: Estimator, n_features: int) -> bytes:
 def _from_ensemble(estimator: EnsembleEstimator, n_features: int) -> bytes:
     from raymlops.registry.merged_onnx import merge
 
-    task = getattr(estimator.members[0], "task", "binary")
-    return merge([to_onnx(member, n_features) for member in estimator.members], estimator.weights, task, n_features)
+    models = [to_onnx(member, n_features) for member in estimator.members]
+    first: Any = estimator.members[0]  # one of ours, or it would have had no ONNX form
+    return merge(models, estimator.weights, first.task, n_features)
 
 
 def _from_xgboost(estimator: XGBoostEstimator, n_features: int) -> bytes:

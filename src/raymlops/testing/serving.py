@@ -124,7 +124,8 @@ class FakeChallengers:
 
     async def explain(self, version: int, rows: Sequence[Row]) -> dict[str, Any]:
         self.calls.append((version, len(rows)))
-        return explain_rows(self.models[version], version, rows)
+        model: Any = self.models[version]
+        return explain_rows(model, version, rows)
 
 
 class ListSink:
