@@ -113,9 +113,10 @@ async def main() -> None:
     )
     challenger: dict[str, Any] = {"challenger": 2, "weight": 0.05} if mode != "off" else {}
     recorder: Any = gateway._recorder
-    await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
     if mode != "off":
         await gateway.start()
+    await gateway.apply(TrafficSplit(number=1, champion=1, **challenger))
+    if mode != "off":
         bins, loop = Predictor.load(package).bins, asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, lambda: recorder.watch(0, bins))
         loop.add_signal_handler(signal.SIGUSR2, lambda: recorder.watch(1, bins))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raymlops.data.schema import Sent
 from raymlops.errors import NotReady, RaymlopsError
 from raymlops.serving.batching import Answer, Model, answer_matrix, answer_rows, as_answer, as_dict
-from raymlops.serving.frames import Frames
+from raymlops.serving.frames import Frames, framed
 from raymlops.serving.protocol import Row
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ MOST_UNANSWERED = 256
 """Questions on their way; a version that has so many before it is asked the other way."""
 AGAIN_S = 1.0
 OPEN_S = 5.0
+_READ = 256 * 1024
 Got = Callable[["Answer | Exception"], None]
 
 
@@ -50,13 +51,15 @@ class Link:
     layout : of the version's matrix, ``None`` when it takes rows only
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: socket.socket) -> None:
         self.layout: str | None = None
-        self.alive = False
-        self._frames = Frames(self._answered, self._lost)
+        self.alive = True
+        self._end, self._loop = end, asyncio.get_running_loop()
+        self._frames = Frames(self._answered, lambda: None)
+        self._unsent = bytearray()
         self._asked: dict[int, tuple[Got, Any, Sent | None]] = {}
         self._number = self._unanswered = 0
-        self._hello: asyncio.Future[None] | None = None
+        self._hello: asyncio.Future[None] = self._loop.create_future()
 
     @classmethod
     async def open(cls, path: str) -> Link:
@@ -66,11 +69,20 @@ class Link:
         ------
         OSError, LinkLost : nobody is there
         """
-        link = cls()
-        loop = asyncio.get_running_loop()
-        link._hello = loop.create_future()
-        await loop.create_unix_connection(lambda: link._frames, path)
-        await link._hello
+        end = socket.socket(socket.AF_UNIX)
+        end.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(end, path)
+        except BaseException:
+            end.close()
+            raise
+        link = cls(end)
+        link._loop.add_reader(end, link._readable)
+        try:
+            await link._hello
+        except BaseException:
+            link.close()
+            raise
         return link
 
     @property
@@ -83,9 +95,12 @@ class Link:
         ``sent`` is what the matrix was made of, for the answer. The number that is returned is what :meth:`forget` takes.
         """
         self._number += 1
+        if not self.alive:
+            self._loop.call_soon(got, LinkLost("The version's replica is gone."))
+            return self._number
         self._unanswered += 1
         self._asked[self._number] = got, content, sent
-        self._frames.send((self._number, content))
+        self._send(framed((self._number, content)))
         return self._number
 
     def forget(self, number: int) -> None:
@@ -117,13 +132,57 @@ class Link:
             self.forget(number)
 
     def close(self) -> None:
-        self._frames.close()
+        """Let go; who waits for an answer is told."""
+        if self.alive:
+            self.alive = False
+            self._loop.remove_reader(self._end)
+            self._loop.remove_writer(self._end)
+            self._end.close()
+            self._loop.call_soon(self._lost)
+
+    def _send(self, data: bytes) -> None:
+        """At once, and not when the loop comes to its writes: the version works while this turn goes on."""
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._end.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent < len(data):
+                self._loop.add_writer(self._end, self._writable)
+        self._unsent += data[sent:]
+
+    def _writable(self) -> None:
+        try:
+            del self._unsent[: self._end.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not self._unsent:
+            self._loop.remove_writer(self._end)
+
+    def _readable(self) -> None:
+        try:
+            data = self._end.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._frames.data_received(data)
+        else:
+            self.close()
 
     def _answered(self, message: tuple[int, Any]) -> None:
         number, body = message
         if not number:
-            self.layout, self.alive = body, True
-            if self._hello is not None and not self._hello.done():
+            self.layout = body
+            if not self._hello.done():
                 self._hello.set_result(None)
             return
         self._unanswered -= 1
@@ -140,10 +199,10 @@ class Link:
             got(body if isinstance(body, Exception) else as_answer(body))
 
     def _lost(self) -> None:
-        self.alive = False
         lost = LinkLost("The version's replica is gone.")
-        if self._hello is not None and not self._hello.done():
+        if not self._hello.done():
             self._hello.set_exception(lost)
+            self._hello.exception()  # nobody may be waiting
         asked, self._asked = self._asked, {}
         for got, _, _ in asked.values():
             got(lost)

@@ -172,7 +172,8 @@ class FastProtocol(GuardedProtocol):
 
     def _slow(self, call: _Call) -> None:
         """The rest of the body comes later, or never: the usual way waits for it, under its deadline and limits."""
-        if self.cycle is call and call.more_body and self.parser is not None and self._open():
+        current: Any = self.cycle
+        if current is call and call.more_body and self.parser is not None and self._open():
             none: Any = None  # as before a first request, which uvicorn's type leaves out
             self.cycle = none
             self._usual_way()

@@ -237,11 +237,11 @@ class GatewayReplica:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once, on the loop that will serve; requests come when it has returned."""
+        await self._gateway.start()  # what writes the log starts while the champion is loaded
         known = await asyncio.to_thread(self._store.get, "routing", self._endpoint)
         if known is not None:
             # A replica that cannot load the champion must not replace one that serves it: this raises.
             await self._gateway.apply(TrafficSplit.from_dict(known))
-        await self._gateway.start()
         _settle()
         self._following = asyncio.ensure_future(self._follow())
         if self._port is not None:
