@@ -223,7 +223,7 @@ def _said(
         held = library.said.get(trial.number)
         late = library.until is not None and time.monotonic() + trial.fit_s > library.until
         if held is None and not late:
-            fitted = refit(replace(result, trial=trial), arrays.x_train, arrays.y_train, threads=library.threads)
+            fitted = refit(replace(result, trial=trial, threads=library.threads), arrays.x_train, arrays.y_train)
             held = fitted.predict(arrays.x_validation[rows]).astype(np.float32)
         if held is not None:
             said[trial.number] = held
@@ -273,7 +273,7 @@ def _fitted(
     members = [
         single.estimator
         if number == single.trial.number
-        else refit(replace(single, trial=trials[number]), x, y, threads=threads)
+        else refit(replace(single, trial=trials[number], threads=threads), x, y)
         for number in numbers
     ]
     estimator = EnsembleEstimator(members, [chosen.weights[number] for number in numbers], seed=problem.seed)

@@ -15,6 +15,7 @@ from raymlops.compare.paired import best_constant, compare
 from raymlops.compare.relevance import relevance
 from raymlops.compare.slices import asked_masks, found_masks, judge_slices
 from raymlops.data.schema import Column, DataContract
+from raymlops.data.served import ARRIVED
 from raymlops.data.snapshot import Arrays, DatasetSnapshot
 from raymlops.errors import ContractViolation
 from raymlops.explain.explainers import explainer_for
@@ -22,6 +23,7 @@ from raymlops.explain.explanation import Explanation
 from raymlops.gate import Gate, GateEvidence
 from raymlops.monitor.quality import row_losses
 from raymlops.registry.package import REFERENCE_ROWS, Reference
+from raymlops.registry.version import ModelVersion
 from raymlops.search.decision import Decision
 from raymlops.search.estimators import Estimator
 from raymlops.search.probe import held_out_predictions
@@ -182,3 +184,14 @@ def explained(estimator: Estimator, contract: DataContract, reference: Reference
     explainer = explainer_for(estimator, contract, reference.x)
     count = min(len(reference.x), max(20, explainer.most_rows // 5 if explainer.costly else explainer.most_rows))
     return explainer.explain(reference.x[np.linspace(0, len(reference.x) - 1, count).astype(int)])
+
+
+def may_have_seen(version: ModelVersion, snapshot: DatasetSnapshot, arrays: Arrays) -> bool:
+    """Whether a version may have learnt from the test rows; the same answer for every row it cannot rule out."""
+    if arrays.time_test is None:
+        return True
+    oldest = float(np.min(arrays.time_test))
+    if version.tags.get("time") == (snapshot.time or ""):
+        return version.data_end is None or oldest <= version.data_end
+    # Served rows carry the wall time of their arrival: what arrived after a version was made is new to it.
+    return snapshot.time != ARRIVED or oldest <= version.created_at

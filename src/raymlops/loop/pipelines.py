@@ -94,3 +94,14 @@ def _matched(rows: pd.DataFrame, others: pd.DataFrame) -> NDArray[np.bool_]:
         return pd.MultiIndex.from_frame(keys.assign(turn=keys.groupby(["low", "high"]).cumcount()))
 
     return np.asarray(numbered(rows).isin(numbered(others)))
+
+
+def no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
+    """Columns that order, group or name rows, and that requests do not carry."""
+    return [name for name in (time_column, pipeline.split.group, pipeline.assess.key) if name]
+
+
+def without_hidden(pipeline: Pipeline, frame: pd.DataFrame, time_column: str | None) -> pd.DataFrame:
+    """The rows without the columns that only the contract's checks needed: neither key nor group."""
+    hidden = set(pipeline.hidden) - set(no_inputs(pipeline, time_column))
+    return frame.drop(columns=[column for column in frame.columns if column in hidden])

@@ -36,8 +36,8 @@ from raymlops.lake import Lake
 from raymlops.loop import ray_steward
 from raymlops.loop.ensembling import Tried, beyond_limits, combine_for
 from raymlops.loop.held_period import HeldOutModel, count_period, period_work
-from raymlops.loop.judging import Rival, explained, held_out, measure, served_row, time_one_row
-from raymlops.loop.pipelines import served_frame
+from raymlops.loop.judging import Rival, explained, held_out, may_have_seen, measure, served_row, time_one_row
+from raymlops.loop.pipelines import no_inputs, served_frame, without_hidden
 from raymlops.loop.ports import Progress, Silent
 from raymlops.loop.ray_connect import connect
 from raymlops.loop.ray_endpoint import Endpoint
@@ -116,7 +116,7 @@ def read_rows(pipeline: Pipeline, settings: Settings, progress: Progress) -> pd.
         connect(settings)
     source, hidden = pipeline.source, pipeline.hidden
     frame = prepare_frame(source, pipeline.features, settings, progress.note, hidden=hidden)
-    return _without_hidden(pipeline, frame, source.time)
+    return without_hidden(pipeline, frame, source.time)
 
 
 def judged(pipeline: Pipeline, frame: pd.DataFrame, task: Task | None = None) -> Assessment:
@@ -324,7 +324,7 @@ class Turn:
         # Refuse what does not fit before any work.
         self.pipeline.search.objective(task)
         require_binary(self.pipeline.search.threshold, task)
-        others = _no_inputs(self.pipeline, time_column)
+        others = no_inputs(self.pipeline, time_column)
         contract, skipped = self.pipeline.declared.over(
             frame,
             source.label,
@@ -336,7 +336,7 @@ class Turn:
         self.events.append(name, "contract", {"event_id": event_id, "kept": True, "does_not_apply": list(skipped)})
         # The gate slices by what a snapshot stores: the inputs and the label.
         asked_masks(self.pipeline.gate.slices, frame.head(100)[[*contract.names, source.label]])
-        frame = _without_hidden(self.pipeline, frame, time_column)
+        frame = without_hidden(self.pipeline, frame, time_column)
         by = self.pipeline.split
         if time_column == ARRIVED:
             # What was served has no groups, and its columns were judged for what they say when the first version was made.
@@ -465,7 +465,7 @@ class Turn:
             return None
         return Rival(
             prediction=predictor.decision.for_metric(result.problem.objective, said),
-            saw=_may_have_seen(version, snapshot, arrays),
+            saw=may_have_seen(version, snapshot, arrays),
         )
 
     def _register(
@@ -578,17 +578,6 @@ class _Judged:
     tried: Tried | None = None
 
 
-def _no_inputs(pipeline: Pipeline, time_column: str | None) -> list[str]:
-    """Columns that order, group or name rows, and that requests do not carry."""
-    return [name for name in (time_column, pipeline.split.group, pipeline.assess.key) if name]
-
-
-def _without_hidden(pipeline: Pipeline, frame: pd.DataFrame, time_column: str | None) -> pd.DataFrame:
-    """The rows without the columns that only the contract's checks needed: neither key nor group."""
-    hidden = set(pipeline.hidden) - set(_no_inputs(pipeline, time_column))
-    return frame.drop(columns=[column for column in frame.columns if column in hidden])
-
-
 class _Staged:
     """Progress that also tells the steward how far a retraining is."""
 
@@ -605,14 +594,3 @@ class _Staged:
 
     def note(self, text: str) -> None:
         self._inner.note(text)
-
-
-def _may_have_seen(version: ModelVersion, snapshot: DatasetSnapshot, arrays: Arrays) -> bool:
-    """Whether a version may have learnt from the test rows; the same answer for every row it cannot rule out."""
-    if arrays.time_test is None:
-        return True
-    oldest = float(np.min(arrays.time_test))
-    if version.tags.get("time") == (snapshot.time or ""):
-        return version.data_end is None or oldest <= version.data_end
-    # Served rows carry the wall time of their arrival: what arrived after a version was made is new to it.
-    return snapshot.time != ARRIVED or oldest <= version.created_at

@@ -226,7 +226,7 @@ class Variants:
         if split is None or split.challenger is None or split.weight == 0.0:
             return None
         u = random.random() if request.key is None else draw(request.key, f"{self.endpoint}/{split.challenger}")
-        return split.challenger if u < split.weight else None
+        return split.challenger if split.pick(u) == split.challenger else None
 
     @property
     def visible(self) -> list[int]:
