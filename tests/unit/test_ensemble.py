@@ -287,6 +287,19 @@ def test_prefer_asks_for_more() -> None:
     assert gains[1].taken == (comparison.low > 0 and comparison.gain > 2 * error)
 
 
+def test_unseen_rows_are_fitted_here_where_one_worker_holds_the_train_rows() -> None:
+    result, arrays, _ = searched("binary")
+
+    def spread(estimator: Any, x: Any, y: Any) -> Any:
+        raise RuntimeError("spread")
+
+    spreading = replace(result, fit=spread)
+    assert unseen_validation(spreading, arrays) == pytest.approx(unseen_validation(result, arrays))
+    larger = replace(spreading, problem=replace(result.problem, most=0.5))
+    with pytest.raises(RuntimeError, match="spread"):
+        unseen_validation(larger, arrays)
+
+
 def test_no_time_and_no_trials_leave_the_winner() -> None:
     result, arrays, _ = searched("binary")
     result.library.until = 0.0

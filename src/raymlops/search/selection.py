@@ -494,7 +494,11 @@ def refit(result: SearchResult, x: Floats, y: Floats) -> Estimator:
 
 def before_validation(result: SearchResult, arrays: Arrays) -> Estimator:
     """The winner as fitted on the train rows alone: as a rule the result's own estimator has learnt from validation rows too."""
-    return result.estimator if result.train_only else refit(result, arrays.x_train, arrays.y_train)
+    if result.train_only:
+        return result.estimator
+    # Train rows that one worker holds were fitted by one in the search: spreading that fit would only take longer.
+    here = replace(result, fit=None) if result.problem.most >= 1.0 else result
+    return refit(here, arrays.x_train, arrays.y_train)
 
 
 def unseen_validation(result: SearchResult, arrays: Arrays) -> Floats:
