@@ -100,8 +100,13 @@ def at(folder: Path, challenger: FakeModel, scenario: Scenario) -> None:
             server.should_exit = True
             await serving
 
-    logging.getLogger("raymlops").setLevel(logging.CRITICAL)
-    asyncio.run(main())
+    logger = logging.getLogger("raymlops")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        asyncio.run(main())
+    finally:
+        logger.setLevel(before)
 
 
 def test_requests_for_a_challenger_go_over_its_socket_and_are_counted_and_logged(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -288,13 +289,10 @@ def test_an_upgrade_that_is_offered_is_declined_and_the_request_answered() -> No
 
 def test_draining_finishes_what_is_in_flight_and_refuses_readiness() -> None:
     class Slow(FakeModel):
-        def predict_rows(self, rows: Any) -> Any:
-            made = super().predict_rows(rows)
-            if len(rows) > 256:  # in a thread, as large requests are
-                import time
-
+        def predict(self, x: Any) -> Any:
+            if len(x) > 256:  # in a thread, as large requests are
                 time.sleep(0.6)
-            return made
+            return super().predict(x)
 
     async def scenario(port: int, gateway: Gateway, listener: Listener, task: asyncio.Task[None]) -> None:
         many = json.dumps({"rows": [ROW] * 300}).encode()
