@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +163,29 @@ def loads(content: bytes, digest: str) -> Pipeline:
     pipeline = pickle.loads(content)
     if not isinstance(pipeline, Pipeline):
         raise ConfigError(f"The stored pipeline is a {type(pipeline).__name__}. Run the pipeline again.")
+    _complete(pipeline)
     return pipeline
+
+
+def _complete(spec: Any) -> None:
+    """Give fields that an earlier raymlops did not have, and its pickle leaves unset, their defaults."""
+    if isinstance(spec, (tuple, list)):
+        for item in spec:
+            _complete(item)
+        return
+    if not is_dataclass(spec) or isinstance(spec, type):
+        return
+    for item in fields(spec):
+        if hasattr(spec, item.name):
+            _complete(getattr(spec, item.name))
+        elif item.default is not MISSING:
+            object.__setattr__(spec, item.name, item.default)
+        elif item.default_factory is not MISSING:
+            object.__setattr__(spec, item.name, item.default_factory())
+        else:
+            raise ConfigError(
+                f"The stored pipeline's {type(spec).__name__} has no {item.name!r}, which this raymlops needs. Run the pipeline again."
+            )
 
 
 def _user_code(pipeline: Pipeline) -> Iterator[Any]:

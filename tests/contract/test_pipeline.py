@@ -42,6 +42,18 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
         Pipeline(**{"name": "churn", "source": SOURCE, **changes})
 
 
+def test_fields_that_an_earlier_release_did_not_have_get_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Pipeline(name="churn", source=SOURCE)
+    for spec, name in ((old.monitor, "reference"), (old.search, "ensemble"), (old.search, "candidates")):
+        object.__delattr__(spec, name)
+    monkeypatch.setattr("pickle.loads", lambda _: old)
+    loaded = loads(b"", hashlib.sha256(b"").hexdigest())
+    assert (loaded.monitor.reference, loaded.search.ensemble) == ("period", 0)
+    object.__delattr__(old, "name")
+    with pytest.raises(ConfigError, match=r"Pipeline has no 'name'.* Run the pipeline again"):
+        loads(b"", hashlib.sha256(b"").hexdigest())
+
+
 def test_the_least_pipeline_is_a_whole_loop() -> None:
     pipeline = Pipeline(name="churn", source=SOURCE)
     assert pipeline.rollout == Canary()

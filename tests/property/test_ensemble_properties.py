@@ -72,14 +72,17 @@ def test_no_row_is_answered_by_an_ensemble_that_was_chosen_on_it(case, ordered: 
         assert np.array_equal(cross_fitted(objective, other, said, most, first)[half], answer[half])
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.sampled_from(["roc_auc", "log_loss"]))
-def test_a_library_keeps_the_best(scores: list[float], metric: str) -> None:
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=30),
+    st.sampled_from(["roc_auc", "log_loss"]),
+)
+def test_a_library_keeps_the_best_and_the_overfitted_last(trials: list[tuple[float, bool]], metric: str) -> None:
     objective = Objective.of(metric, "binary")
-    library = Library(objective)
-    for number, score in enumerate(scores):
-        library.add(number, score, np.array([score], dtype=np.float32))
+    library = Library(objective, max_gap=0.3)
+    for number, (score, beyond) in enumerate(trials):
+        library.add(number, score, 0.5 if beyond else 0.1, np.array([score]))
     sign = -1 if objective.mode == "max" else 1
-    best = sorted(range(len(scores)), key=lambda number: (sign * scores[number], number))[:LIBRARY]
+    best = sorted(range(len(trials)), key=lambda at: (trials[at][1], sign * trials[at][0], at))[:LIBRARY]
     assert sorted(library.said) == sorted(best)
 
 

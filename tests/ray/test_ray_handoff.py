@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from raymlops.data.ray_write import RowWriter
+from raymlops.data.row_bytes import RowBytes
+
 SCRIPT = """
 import json, sys
 import numpy as np, pyarrow as pa, ray
@@ -49,3 +54,12 @@ def test_twice_the_object_store_goes_through_in_a_stream(tmp_path: Path) -> None
     assert told["rows"] == 65_536 * 40
     assert told["off"] < 1e-3
     assert told["labels"] == 65_536 * 20
+
+
+def test_a_part_of_another_node_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's thread finds it while the driver still asks for the next part of its own."""
+    writer = RowWriter(None, RowBytes(packs=(), singles=()))
+    monkeypatch.setattr("raymlops.data.ray_write.listed", lambda _: [("part-00001-x", 8)])
+    writer._take([("part-00000-x", 8)], "/nowhere", "another node")
+    assert writer.find("/nowhere", 0) is None
+    assert writer.find("/nowhere", 1) == "/nowhere/part-00001-x"

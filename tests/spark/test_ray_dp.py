@@ -323,6 +323,17 @@ class TestOneSession:
         assert len(set(made.texts["u"].to_pylist())) == 3000
         assert not Path(folder).exists()
 
+    def test_numbers_that_stay_what_they_are_are_not_packed(self, session: tuple[SparkOnRay, Any]) -> None:
+        spark_on_ray, spark = session
+        frame = spark.range(0, 50, 1, 2).selectExpr("id order", "id + 1 customer", "id + 2 basket", "id % 2 y")
+        made = spark_arrays(frame, spark_on_ray.folder(), label="y", texts=("order", "customer", "basket"))
+        assert made.x.shape == (50, 0)
+        assert {name: text.to_pylist()[:2] for name, text in made.texts.items()} == {
+            "order": [0, 1],
+            "customer": [1, 2],
+            "basket": [2, 3],
+        }
+
     def test_workers_know_their_node(self, session: tuple[SparkOnRay, Any]) -> None:
         """Partitions of other nodes are fetched from the node that their writers name."""
         _, spark = session

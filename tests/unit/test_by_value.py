@@ -19,7 +19,10 @@ from sklearn.pipeline import make_pipeline
 from raymlops import FrameSource, Pipeline, Search, candidates
 from raymlops.by_value import own_modules
 from raymlops.data.schema import learn_contract
+from raymlops.registry.native import defined_by
 from raymlops.registry.package import Reference, build_package
+from raymlops.search.ensemble_model import EnsembleEstimator
+from raymlops.search.estimators import SklearnEstimator
 
 MODULE = """
 from sklearn.dummy import DummyClassifier
@@ -99,6 +102,11 @@ def test_a_packages_model_loads_elsewhere(mine: ModuleType, tmp_path: Path, wrap
     reference = Reference(columns=("a",), x=x, scores=estimator.predict(x), losses=y, ordered=True)
     build_package(tmp_path / "package", estimator, learn_contract(FRAME, "y"), None, reference, {})
     assert elsewhere(tmp_path / "package" / "model.pkl") == "SklearnEstimator"
+
+
+def test_the_members_of_an_ensemble_bring_their_modules(mine: ModuleType) -> None:
+    members = [SklearnEstimator(made, "binary", 2) for made in (mine.Mine(), LogisticRegression())]
+    assert own_modules(defined_by(EnsembleEstimator(members, [0.5, 0.5], seed=0))) == (mine,)
 
 
 def test_what_others_have_stays_a_name(mine: ModuleType) -> None:

@@ -249,12 +249,23 @@ def test_little_is_counted_here_and_so_is_what_could_not_be_counted_elsewhere(
     assert asked == [work]
 
 
-def test_a_spark_that_cannot_start_is_told_and_is_no_reason_to_stop(tmp_path: Path, settings: Settings) -> None:
+def test_a_spark_that_cannot_start_is_told_and_is_no_reason_to_stop(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever ran before in this process
     work, _, _ = held_work(tmp_path, 50_000)
     said: list[str] = []
     assert count_in_spark(work, settings, said.append) is None
     assert len(said) == 1
     assert said[0].startswith("Ray is not running in this process")
+    assert said[0].endswith("Counting without Spark, which gives the same")
+
+
+def test_a_lake_that_fails_on_the_way_to_spark_is_no_reason_to_stop(tmp_path: Path, settings: Settings) -> None:
+    work, _, _ = held_work(tmp_path, 50_000)
+    (tmp_path / "data.parquet").unlink()
+    said: list[str] = []
+    assert count_in_spark(work, settings, said.append) is None
     assert said[0].endswith("Counting without Spark, which gives the same")
 
 

@@ -42,13 +42,14 @@ def pack(frame: DataFrame, alone: Collection[str] = ()) -> tuple[DataFrame, tupl
     return _under(made, lambda x: "binary" if x in names else None), packs
 
 
-def as_bytes_of_rows(frame: DataFrame) -> tuple[DataFrame, RowBytes] | None:
-    """The frame with whole rows as one column of text, which holds their bytes; ``None`` where a type has no such form."""
+def as_bytes_of_rows(frame: DataFrame, alone: Collection[str] = ()) -> tuple[DataFrame, RowBytes] | None:
+    """The frame with whole rows as one column of text, which holds their bytes, but for some columns packed as by :func:`pack`;
+    ``None`` where a type has no such form."""
     from pyspark.sql import functions as f
 
     if _repeats(frame) or not all(kind in KINDS for _, kind in frame.dtypes) or not frame.columns:
         return None
-    packs = _packs_of(frame, ())
+    packs = _packs_of(frame, alone)
     made, rest = _packed(frame, packs)
     kinds = dict(frame.dtypes)
     row = f.struct(*(_column(name).alias(f"c{index}") for index, name in enumerate(made.columns))).alias("row")

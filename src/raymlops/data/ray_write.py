@@ -86,7 +86,7 @@ def writer_of(frame: DataFrame, alone: Sequence[str] = (), step: Step | None = N
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"More than one column is called {twice[0]!r}: select or rename what you want of them.")
-    rows = None if step is not None else as_bytes_of_rows(frame)
+    rows = None if step is not None else as_bytes_of_rows(frame, alone)
     return ArrowWriter(*pack(frame, alone), names, step) if rows is None else RowWriter(*rows)
 
 
@@ -115,7 +115,8 @@ class RowWriter:
         if number not in self._found:
             self._look(folder)
         part = self._found.get(number)
-        return None if part is None else part.path
+        # The job's own thread may have found parts of other nodes meanwhile, which are brought over when it has ended.
+        return None if part is None or part.node else part.path
 
     def _lacks(self, tag: str) -> list[int]:
         """Partitions that have rows and no file: Spark writes no file for an empty one, and nothing tells that from a lost one."""

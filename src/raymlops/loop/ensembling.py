@@ -224,7 +224,7 @@ def _said(
         late = library.until is not None and time.monotonic() + trial.fit_s > library.until
         if held is None and not late:
             fitted = refit(replace(result, trial=trial, threads=library.threads), arrays.x_train, arrays.y_train)
-            held = fitted.predict(arrays.x_validation[rows]).astype(np.float32)
+            held = fitted.predict(arrays.x_validation[rows])
         if held is not None:
             said[trial.number] = held
     # Without the winner there is nothing to compare with.

@@ -28,8 +28,8 @@ def count_in_spark(work: PeriodWork, settings: Settings, progress: Progress) -> 
         spark_on_ray = SparkOnRay(settings, progress=progress, data_bytes=work.stored_bytes)
         with spark_on_ray as spark:
             return count_with(spark_on_ray, spark, work)
-    except RaymlopsError as error:
-        progress(f"{error.message} Counting without Spark, which gives the same")
+    except (RaymlopsError, OSError, pickle.PickleError) as error:
+        progress(f"{error} Counting without Spark, which gives the same")
         return None
 
 

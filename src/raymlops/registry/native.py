@@ -36,6 +36,8 @@ def write_native(folder: Path, estimator: Estimator, name: str = "model") -> For
 def defined_by(estimator: Estimator) -> Iterator[Any]:
     """The estimator, and the scikit-learn estimators that ours wrap, step by step: any may be of the user's own class."""
     yield estimator
+    for member in getattr(estimator, "members", ()):
+        yield from defined_by(member)
     wrapped = getattr(estimator, "pipeline", None)
     yield wrapped
     if wrapped is not None and hasattr(wrapped, "get_params"):

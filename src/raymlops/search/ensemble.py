@@ -8,7 +8,7 @@ begun with the best model. Whether the ensemble is taken is not decided here but
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,24 +56,25 @@ class Library:
 
     Attributes
     ----------
-    said : by number of the trial, ``(n,)`` or ``(n, k)``; of at most twelve, the best by score
+    said : by number of the trial, ``(n,)`` or ``(n, k)``; of at most twelve, the best by score, those over-fitted by more than ``max_gap`` last
     until : on the monotonic clock, when the search's time budget ends; ``None`` without one
     threads : that a fit may take
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self._scores: dict[int, float] = {}
+    def __init__(self, objective: Objective, max_gap: float | None = None) -> None:
+        self._objective, self._max_gap = objective, max_gap
+        self._places: dict[int, tuple[bool, float, int]] = {}
         self.said: dict[int, Said] = {}
         self.until: float | None = None
         self.threads = 1
 
-    def add(self, number: int, score: float, said: Said) -> None:
-        self._scores[number], self.said[number] = score, said
+    def add(self, number: int, score: float, gap: float, said: Said) -> None:
+        sign = -1.0 if self._objective.mode == "max" else 1.0
+        beyond = self._max_gap is not None and gap > self._max_gap
+        self._places[number], self.said[number] = (beyond, sign * score, number), said
         if len(self.said) > LIBRARY:
-            sign = -1.0 if self._objective.mode == "max" else 1.0
-            worst = max(self._scores, key=lambda trial: (sign * self._scores[trial], trial))
-            del self._scores[worst], self.said[worst]
+            worst = max(self._places, key=self._places.__getitem__)
+            del self._places[worst], self.said[worst]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +109,18 @@ def select(
     best: Selection | None = None
     for step in range(1, steps + 1):
         open_to = numbers if len(counts) < most else sorted(counts)
-        score, chosen = float("nan"), open_to[0]
+        highest, chosen = float("nan"), open_to[0]
         for number in open_to:
             tried = objective.score_part(y, (total + parts[number]) / step)
-            if objective.better(tried, score):
-                score, chosen = tried, number
+            if objective.better(tried, highest):
+                highest, chosen = tried, number
         counts[chosen] = counts.get(chosen, 0) + 1
         total = total + parts[chosen]
-        if best is None or objective.better(score, best.score):
-            best = Selection(weights={number: count / step for number, count in sorted(counts.items())}, score=score)
+        made = Selection(weights={number: count / step for number, count in sorted(counts.items())}, score=float("nan"))
+        # Of what will be served: the sum above may break ties of ranks otherwise, in its last bit.
+        made = replace(made, score=objective.score_part(y, made.predict(parts)))
+        if best is None or objective.better(made.score, best.score):
+            best = made
     assert best is not None
     return best
 

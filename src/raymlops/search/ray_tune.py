@@ -104,10 +104,11 @@ def search(
     plan = _spread(spec, problem, arrays)
     problem = problem.spread(plan)
     lanes = max(1, min(spec.max_concurrent, int(ray.cluster_resources().get("CPU", 1))))
+    threads = min(lanes, _own_cpus())
     folder, name = Path(settings.home) / "tune", f"search-{uuid.uuid4().hex[:12]}"
     with _quiet():
         schedule = _schedule(arrays, problem, spec, ordered, lanes, began, on_trial, journal)
-        watch, library = _Watch(), Library(problem.objective)
+        watch, library = _Watch(), Library(problem.objective, max_gap)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(OrderTrainable, arrays=arrays, problem=problem), _resources(problem)
@@ -141,7 +142,7 @@ def search(
         problem,
         arrays,
         leaderboard,
-        threads=lanes,
+        threads=threads,
         end=_End(schedule),
         fit=None if plan is None else _spread_fit(plan, settings),
     )
@@ -151,7 +152,7 @@ def search(
         journal.close(result.leaderboard, schedule.points, result.trial)
     if not problem.ensemble:
         return result
-    library.until, library.threads = None if spec.time_budget_s is None else began + float(spec.time_budget_s), lanes
+    library.until, library.threads = None if spec.time_budget_s is None else began + float(spec.time_budget_s), threads
     return replace(result, library=library)
 
 
@@ -186,8 +187,8 @@ def _schedule(
         trials=spec.trials,
         lanes=lanes,
         began=began,
-        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s), spec.ensemble),
-        reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, lanes),
+        deadline=None if spec.time_budget_s is None else began + _usable(float(spec.time_budget_s), problem.ensemble),
+        reserve=refit_cost(1.0 + len(arrays.y_validation) / rows, min(lanes, _own_cpus())),
         trial_timeout_s=None if spec.trial_timeout_s is None else float(spec.trial_timeout_s),
         enough=Patience(objective.mode) if spec.stop_early else None,
         quickest=lambda proposal: float(getattr(problem.build(proposal.family, proposal.params), "quickest", 1.0)),
@@ -196,6 +197,11 @@ def _schedule(
     for item in done:
         schedule.replay(item.proposal, item.rung, item.outcome, item.reason)
     return schedule
+
+
+def _own_cpus() -> int:
+    """CPUs of the machine that the last fit is made on, as far as this process may use them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _usable(budget_s: float, ensemble: int = 0) -> float:
@@ -314,7 +320,7 @@ class _Orders(Searcher):
         """What a fit said of validation rows goes to the library; schedule and journal need the rest."""
         if isinstance(outcome, str) or outcome.said is None:
             return outcome
-        self._library.add(number, outcome.score, outcome.said)
+        self._library.add(number, outcome.score, outcome.gap, outcome.said)
         return replace(outcome, said=None)
 
     def _died(self, trial_id: str, order: Order, reason: str) -> None:

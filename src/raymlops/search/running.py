@@ -123,7 +123,7 @@ def run(
 
 
 def _said(problem: Problem, prediction: Floats) -> Said:
-    return prediction[judged_rows(len(prediction), problem.n_classes)].astype(np.float32)
+    return np.asarray(prediction[judged_rows(len(prediction), problem.n_classes)], dtype=np.float64)
 
 
 def _by_group(problem: Problem, n: int, measure: Callable[[Any], float]) -> tuple[float, ...]:
