@@ -380,16 +380,41 @@ def test_what_the_last_store_cannot_do_does_not_keep_the_last_log_from_its_turn(
     asyncio.run(main())
 
 
-def test_a_writer_that_is_not_ready_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    class Refusing:
-        calls = 0
+class Refusing:
+    """A writer that is not ready so many times."""
 
-        async def store(self, stats: Any, shadows: Any, since: float = 0.0, *, last: bool = False) -> None:
-            self.calls += 1
+    def __init__(self, times: int) -> None:
+        self.times, self.calls, self.did = times, 0, list[str]()
+
+    async def store(self, stats: Any, shadows: Any, since: float = 0.0, *, last: bool = False) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
             raise NotReady("It is started again in a moment.")
+        self.did.append("store")
 
+    async def log(self, *, last: bool = False) -> None:
+        self.did.append("log")
+
+    async def close(self) -> None:
+        self.did.append("close")
+
+
+def test_the_last_write_is_tried_once_more_and_the_writer_let_go_of_whatever_comes_of_it() -> None:
     async def main() -> None:
-        writer = Refusing()
+        writer = Refusing(1)
+        await Recorder("churn", lambda *_: cast(Writer, writer)).close()
+        assert writer.did == ["store", "log", "close"]
+        writer = Refusing(2)
+        with pytest.raises(NotReady):
+            await Recorder("churn", lambda *_: cast(Writer, writer)).close()
+        assert writer.did == ["close"]
+
+    asyncio.run(main())
+
+
+def test_a_writer_that_is_not_ready_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        writer = Refusing(1000)
         running = asyncio.ensure_future(Recorder("churn", lambda *_: cast(Writer, writer), 0.001).run())
         await until(lambda: writer.calls > 3)
         running.cancel()
