@@ -28,17 +28,9 @@ from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import Row
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.store import Store
-from raymlops.testing.serving import FakeModel, FakePackages, ListSink, small_contract
+from raymlops.testing.serving import FakeModel, FakePackages, ListSink, small_contract, until
 
 ROW = {"a": 0.5, "b": 0.25, "c": "x"}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), 30)
 
 
 class Challengers:

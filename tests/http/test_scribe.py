@@ -27,7 +27,7 @@ from raymlops.serving.scribe_process import _Gateway
 from raymlops.serving.sheets import sheets, unfolded
 from raymlops.serving.writing import ThreadWriter, Writer
 from raymlops.store import LabelRow, Store
-from raymlops.testing.serving import FakeModel, ListSink
+from raymlops.testing.serving import FakeModel, ListSink, until
 
 ROW = {"a": 0.5, "b": 0.25, "c": "x"}
 
@@ -81,14 +81,6 @@ def at(desk: Desk, scenario: Callable[[Desk], Awaitable[None]]) -> None:
             desk.store.close()
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), 30)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
