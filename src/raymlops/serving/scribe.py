@@ -39,7 +39,7 @@ START_S = 60.0
 SIGN_S = 5.0
 """How often a scribe says that it is there, whatever the store and the lake do."""
 STUCK_S = 120.0
-"""A scribe that is owed an answer by and says nothing at all for longer is killed and replaced. One that waits for a slow store is not."""
+"""A scribe that owes an answer and says nothing at all for longer is killed and replaced; one that waits for a slow store is not."""
 STOP_S = 10.0
 PAUSE_S = 0.5
 MOST_PAUSE_S = 30.0
