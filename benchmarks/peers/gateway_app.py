@@ -90,6 +90,9 @@ class Elsewhere:
             raise LinkLost("The challenger is not there.")
         return await link.predict(rows)
 
+    async def explain(self, version: int, rows: Any) -> dict[str, Any]:
+        raise LinkLost("A socket takes no questions for explanations.")
+
 
 async def main() -> None:
     port, package, folder, mode = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]

@@ -21,13 +21,14 @@ from raymlops.errors import ContractViolation, ModelFault
 from raymlops.lake import Lake
 from raymlops.serving import direct
 from raymlops.serving.batching import Answer, answer_rows, layout_of
-from raymlops.serving.direct import Link, LinkLost, Links, serve_directly
+from raymlops.serving.direct import Link, LinkLost, Links, greets, serve_directly
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.listener import bind, make_server
+from raymlops.serving.patience import Patience
 from raymlops.serving.protocol import Row
 from raymlops.serving.traffic import TrafficSplit
 from raymlops.store import Store
-from raymlops.testing.serving import FakeModel, FakePackages, ListSink
+from raymlops.testing.serving import FakeModel, FakePackages, ListSink, small_contract, until
 
 ROW = {"a": 0.5, "b": 0.25, "c": "x"}
 
@@ -50,12 +51,10 @@ class Challengers:
         return answer_rows(FakeModel(0.875), rows)
 
     async def linked(self) -> Link:
-        async with asyncio.timeout(30):
-            while True:
-                link = self.link(2)
-                if link is not None:
-                    return link
-                await asyncio.sleep(0.01)
+        await until(lambda: self.link(2) is not None)
+        link = self.link(2)
+        assert link is not None
+        return link
 
 
 class World:
@@ -125,11 +124,11 @@ def test_requests_for_a_challenger_go_over_its_socket_and_are_counted_and_logged
 
 def test_a_version_with_another_contract_is_sent_rows(tmp_path: Path) -> None:
     class Other(FakeModel):
-        """Takes rows as it likes."""
+        """Makes a matrix of its own of the same rows."""
 
         @property
-        def layout(self) -> None:  # type: ignore[override]
-            return None
+        def layout(self) -> str:
+            return layout_of(small_contract()) + " and more"
 
     async def scenario(world: World) -> None:
         assert (await world.ask())["probabilities"] == [0.75]
@@ -176,41 +175,158 @@ def test_rows_that_break_the_contract_are_refused_each_for_its_own(tmp_path: Pat
     at(tmp_path, FakeModel(0.75), scenario)
 
 
+class Stuck(FakeModel):
+    """Once ``stuck``, no question is answered before ``go``."""
+
+    def __init__(self, probability: float = 0.75) -> None:
+        super().__init__(probability)
+        self.stuck, self.go = False, threading.Event()
+
+    def predict(self, x: Any) -> Any:
+        if self.stuck:
+            self.go.wait(30)
+        return super().predict(x)
+
+
 def test_a_late_challenger_is_given_up_on(tmp_path: Path) -> None:
-    go = threading.Event()
-
-    class Stuck(FakeModel):
-        stuck = False
-
-        def predict(self, x: Any) -> Any:
-            if self.stuck:
-                go.wait(30)
-            return super().predict(x)
+    model = Stuck()
 
     async def scenario(world: World) -> None:
         assert [(await world.ask())["by"] for _ in range(5)] == ["challenger"] * 5
-        model = world.model
-        assert isinstance(model, Stuck)
         model.stuck = True
         try:
             answer = await world.ask()
         finally:
-            go.set()
+            model.go.set()
         assert answer["probabilities"] == [0.875]  # asked for again, the other way
         assert world.challengers.other_way == 1
 
-    at(tmp_path, Stuck(0.75), scenario)
+    at(tmp_path, model, scenario)
 
 
-def test_what_is_asked_when_the_replica_goes_is_asked_the_other_way(tmp_path: Path) -> None:
+def test_what_is_asked_when_the_replica_goes_is_asked_the_other_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, late = Stuck(), list[object]()
+    monkeypatch.setattr(Patience, "silent", late.append)
+
     async def scenario(world: World) -> None:
         link = await world.challengers.linked()
-        link.close()
-        answer = await world.ask()
-        assert (answer["status"], answer["by"]) == (200, "challenger")
+        model.stuck = True
+        asking = asyncio.ensure_future(world.ask())
+        try:
+            await until(lambda: bool(link._unanswered))
+            link.close()
+            answer = await asking
+        finally:
+            model.go.set()
+        assert (answer["status"], answer["by"], answer["probabilities"]) == (200, "challenger", [0.875])
         assert world.challengers.other_way == 1
+        assert late == []  # it was told at once, and did not find out by waiting
+
+    at(tmp_path, model, scenario)
+
+
+def test_a_question_that_cannot_be_asked_is_answered_all_the_same(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        def broken(*arguments: Any) -> bool:
+            raise RuntimeError("the socket module is broken")
+
+        world.gateway._variants.ask_directly = broken  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(world.ask() for _ in range(5)))
+        assert {answer["status"] for answer in answers} == {500}
+        assert all("The gateway failed on this request" in answer["error"]["message"] for answer in answers)
 
     at(tmp_path, FakeModel(0.75), scenario)
+
+
+def test_a_version_whose_thread_hangs_is_let_go_of_and_does_not_greet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Stuck()
+
+    async def main() -> None:
+        path = serve_directly(model, tmp_path)
+        challengers = Challengers(path)
+        link = await challengers.linked()
+        assert await greets(path)
+        model.stuck = True
+        asked: list[Answer | Exception] = []
+        try:
+            link.ask([ROW], asked.append)
+            link.forget(link.ask([ROW], asked.append))  # who gave up does not make the version answer
+            assert challengers.link(2) is link
+            assert not await greets(path, 0.05)
+            monkeypatch.setattr(direct, "SILENT_S", 0.0)
+            assert challengers.link(2) is None
+            await until(lambda: bool(asked))
+        finally:
+            model.go.set()
+        assert [type(answer) for answer in asked] == [LinkLost]
+        assert not link.alive
+        model.stuck = False
+        assert await greets(path)
+        assert not await greets(str(tmp_path / "gone.sock"))
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_cannot_be_used_ends_the_link_and_those_who_wait_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        link = await Link.open(serve_directly(FakeModel(), tmp_path))
+        asked: list[Answer | Exception] = []
+
+        def broken(answer: Answer | Exception) -> None:
+            raise RuntimeError("who asked is broken")
+
+        link.ask([ROW], broken)
+        link.ask([ROW], asked.append)
+        await until(lambda: not link.alive)
+        await until(lambda: bool(asked))
+        assert isinstance(asked[0], LinkLost)
+
+    asyncio.run(main())
+
+
+def test_the_link_of_the_version_that_is_asked_now_outlives_a_late_one_of_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        late = asyncio.Event()
+        paths = {version: serve_directly(FakeModel(), tmp_path) for version in (1, 2)}
+
+        async def find(version: int) -> str:
+            if version == 1:
+                await late.wait()
+            return paths[version]
+
+        links = Links(find)
+        assert links.get(1) is None
+        await until(lambda: links.get(2) is not None)
+        late.set()
+        await until(lambda: not links._opening)
+        link = links.get(2)
+        assert link is not None
+        link.close()
+
+    asyncio.run(main())
+
+
+def test_a_version_that_was_elsewhere_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "ELSEWHERE_S", 0.0)
+    monkeypatch.setattr(direct, "AGAIN_S", 0.0)
+
+    async def main() -> None:
+        places = [serve_directly(FakeModel(), tmp_path), None]
+
+        async def find(version: int) -> str | None:
+            return places.pop()
+
+        links = Links(find)
+        await until(lambda: links.get(2) is not None)
+        link = links.get(2)
+        assert link is not None
+        link.close()
+
+    asyncio.run(main())
 
 
 def test_errors_come_back_as_they_were_and_a_lost_link_is_one_of_its_own(tmp_path: Path) -> None:
@@ -232,9 +348,7 @@ def test_errors_come_back_as_they_were_and_a_lost_link_is_one_of_its_own(tmp_pat
         asked: list[Answer | Exception] = []
         link.ask([ROW], asked.append)
         link.close()
-        async with asyncio.timeout(30):
-            while not asked:
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(asked))
         assert isinstance(asked[0], LinkLost)
         assert not link.alive
 
@@ -249,9 +363,7 @@ def test_a_version_with_too_many_questions_before_it_is_not_asked_more(tmp_path:
         for _ in range(direct.MOST_UNANSWERED):
             link.forget(link.ask([ROW], answers.append))
         assert challengers.link(2) is None
-        async with asyncio.timeout(30):
-            while link.busy:
-                await asyncio.sleep(0.01)
+        await until(lambda: not link.busy)
         assert challengers.link(2) is link
         assert answers == []
         link.close()
@@ -269,8 +381,17 @@ def test_sockets_are_private_and_those_of_ended_versions_are_swept(
     with socket.socket(socket.AF_UNIX) as ended:
         ended.bind(str(old))
     serve_directly(FakeModel())
+    assert old.exists()  # it may be about to be listened at
+    os.utime(old, (0, 0))
+    os.utime(first, (0, 0))
+    serve_directly(FakeModel())
     assert first.exists()
     assert not old.exists()
     first.parent.chmod(0o755)
     with pytest.raises(PermissionError, match="can be reached by others"):
+        serve_directly(FakeModel())
+    first.parent.chmod(0o700)
+    elsewhere = first.parent.rename(tmp_path / "elsewhere")
+    first.parent.symlink_to(elsewhere)
+    with pytest.raises(PermissionError, match="is no folder but a link or a file"):
         serve_directly(FakeModel())

@@ -10,21 +10,24 @@ import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from raymlops.data.schema import Column, DataContract
-from raymlops.errors import NotReady
+from raymlops.errors import NotReady, StoreError
 from raymlops.serving.batching import answer_rows
 from raymlops.serving.logfile import Served, packed, to_parquet
 from raymlops.serving.recorder import LabelWriter, Recorder
 from raymlops.serving.scribe import Scribe, scribe
+from raymlops.serving.scribe_process import _Gateway
 from raymlops.serving.sheets import sheets, unfolded
+from raymlops.serving.writing import ThreadWriter, Writer
 from raymlops.store import LabelRow, Store
-from raymlops.testing.serving import FakeModel, ListSink
+from raymlops.testing.serving import FakeModel, ListSink, until
 
 ROW = {"a": 0.5, "b": 0.25, "c": "x"}
 
@@ -80,10 +83,11 @@ def at(desk: Desk, scenario: Callable[[Desk], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
+def program(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Have scribes run these lines before they begin, with ``Store``, ``Lake`` and ``scribe_process`` at hand."""
+    first = "from raymlops.serving import scribe_process\nfrom raymlops.serving.scribe_process import Lake, Store"
+    text = "\n".join((first, *lines, "scribe_process.main()"))
+    monkeypatch.setattr("raymlops.serving.scribe._PROGRAM", ("-c", text))
 
 
 def is_gone(pid: int) -> bool:
@@ -116,8 +120,10 @@ def test_rows_are_stored_logged_and_told_by_another_process_which_ends_with_the_
 
 
 def test_a_killed_scribe_is_replaced_and_what_it_had_is_counted_as_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("raymlops.serving.scribe.PAUSE_S", 3600.0)
+
     async def scenario(desk: Desk) -> None:
         desk.serve(3)
         await desk.recorder.flush()  # stored; the log's file is not due yet
@@ -127,7 +133,7 @@ def test_a_killed_scribe_is_replaced_and_what_it_had_is_counted_as_dropped(
         desk.serve(2)
         with pytest.raises(NotReady, match="started again in a moment"):
             await desk.recorder.flush()
-        await until(lambda: desk.writer.may_start)
+        desk.writer._not_before = 0.0
         await desk.recorder.flush(last=True)
         assert desk.pid != pid
         assert desk.logged() == 2
@@ -194,22 +200,219 @@ def test_what_the_monitor_does_not_take_is_told_later_and_once(tmp_path: Path) -
     at(Desk(tmp_path), scenario)
 
 
-def test_a_store_that_fails_keeps_rows_and_says_why(tmp_path: Path) -> None:
+def test_a_store_and_a_lake_that_fail_keep_rows_and_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(
+        monkeypatch,
+        "from urllib.error import HTTPError",  # it is pickled, but what comes of that cannot be read
+        "from raymlops.errors import StoreError",
+        "def failing_once(work, error):",
+        "    errors = [error]",
+        "    def either(*arguments):",
+        "        if errors: raise errors.pop()",
+        "        return work(*arguments)",
+        "    return either",
+        "Store.add_block = failing_once(Store.add_block, StoreError('The store is down.'))",
+        "Lake.write = failing_once(Lake.write, HTTPError('http://lake', 503, 'Slow down', None, None))",
+    )
+
     async def scenario(desk: Desk) -> None:
-        desk.serve(1)
-        await desk.recorder.flush()
-        desk.store.close()
-        (tmp_path / "lake" / "served").rename(tmp_path / "kept") if (tmp_path / "lake" / "served").exists() else None
-        (tmp_path / "lake").mkdir(exist_ok=True)
-        (tmp_path / "lake" / "served").write_text("in the way")
-        with pytest.raises(OSError, match="served"):
+        given = desk.serve(1)
+        labels = LabelWriter("churn", desk.store, desk.recorder, desk.threads)
+        label = LabelRow(request_id=str(given[0]), row_index=0, value=1)
+        with pytest.raises(StoreError, match=r"The store is down\."):
+            await labels.add([label])
+        assert desk.recorder.holds(given)
+        pid = desk.pid
+        assert await labels.add([label]) == ["stored"]
+        with pytest.raises(OSError, match="HTTP Error 503: Slow down"):
             await desk.recorder.flush(last=True)
-        (tmp_path / "lake" / "served").unlink()
         await desk.recorder.flush(last=True)
+        assert desk.pid == pid
         assert desk.logged() == 1
         assert desk.recorder.dropped == 0
 
     at(Desk(tmp_path), scenario)
+
+
+def test_a_scribe_that_waits_for_its_store_is_waited_for_and_one_that_is_silent_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    program(
+        monkeypatch,
+        "import os, time",
+        "add_block = Store.add_block",
+        "def slow(*arguments):",
+        f"    while not os.path.exists({str(gate)!r}): time.sleep(0.01)",
+        "    return add_block(*arguments)",
+        "Store.add_block = slow",
+    )
+    now = [1000.0]
+    monkeypatch.setattr("raymlops.serving.scribe.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("raymlops.serving.scribe.SIGN_S", 0.01)
+
+    async def scenario(desk: Desk) -> None:
+        desk.serve(1)
+        flushing = asyncio.ensure_future(desk.recorder.flush(log=False))
+        await until(lambda: desk.writer._process is not None and bool(desk.writer._process.calls))
+        process, pid = desk.writer._process, desk.pid
+        assert process is not None
+        for _ in range(3):
+            now[0] += 100.0
+            await until(lambda: process.heard == now[0])
+        assert not flushing.done()
+        gate.touch()
+        await flushing
+        assert desk.pid == pid
+        assert desk.store.counts("churn")["predictions"] == 1
+
+        os.kill(pid, signal.SIGSTOP)
+        desk.serve(1)
+        flushing = asyncio.ensure_future(desk.recorder.flush(log=False))
+        while not flushing.done():
+            now[0] += 130.0  # again if what it had said before was still to be read
+            await asyncio.wait({flushing}, timeout=0.02)
+        with pytest.raises(NotReady, match="says nothing for 120 s"):
+            await flushing
+        await until(lambda: desk.recorder.dropped == 2)
+        assert is_gone(pid)
+
+    at(Desk(tmp_path), scenario)
+
+
+def test_a_gateway_that_ends_just_after_its_scribe_still_has_all_written_and_then_nothing(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        desk.serve(3)
+        await desk.recorder.flush()
+        os.kill(desk.pid, signal.SIGKILL)
+        await until(lambda: desk.recorder.dropped == 3)
+        desk.serve(2)
+        await desk.recorder.close()
+        assert desk.logged() == 2
+        assert (desk.recorder.rows, desk.recorder.dropped) == (5, 3)
+        desk.serve(1)
+        with pytest.raises(NotReady, match="The gateway has ended"):
+            await desk.recorder.flush(log=False)
+        assert desk.writer.pid is None
+
+    at(Desk(tmp_path), scenario)
+
+
+def test_a_gateway_whose_last_write_fails_leaves_no_scribe_and_counts_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(monkeypatch, "def full(*_): raise OSError('The disk is full.')", "Lake.write = full")
+
+    async def scenario(desk: Desk) -> None:
+        desk.serve(2)
+        await desk.recorder.flush()
+        pid = desk.pid
+        with pytest.raises(OSError, match=r"The disk is full\."):
+            await desk.recorder.close()
+        assert is_gone(pid)
+        assert (desk.recorder.rows, desk.recorder.dropped) == (2, 2)
+
+    at(Desk(tmp_path), scenario)
+
+
+def test_a_lake_that_hangs_does_not_keep_a_scribe_without_its_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(
+        monkeypatch,
+        "import threading",
+        "Lake.write = lambda *_: threading.Event().wait()",
+        "scribe_process.LAST_WORDS_S = 0.1",
+    )
+    monkeypatch.setattr("raymlops.serving.scribe.STOP_S", 30.0)
+
+    async def scenario(desk: Desk) -> None:
+        desk.serve(1)
+        await desk.recorder.flush()
+        process = desk.writer._process
+        assert process is not None
+        assert process.popen is not None
+        await desk.writer.close()
+        assert process.popen.returncode == 1  # by itself, and not by a signal
+        assert desk.store.counts("churn")["predictions"] == 1
+        assert desk.recorder.dropped == 1
+
+    at(Desk(tmp_path), scenario)
+
+
+def test_what_the_last_store_cannot_do_does_not_keep_the_last_log_from_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raymlops.serving.scribe_process.LAST_WORDS_S", 0.01)
+    did: list[str] = []
+
+    class Broken:
+        async def store(self, stats: Any, shadows: Any, *, last: bool) -> None:
+            did.append("store")
+            raise StoreError("The store is down.")
+
+        async def log(self, *, last: bool) -> None:
+            did.append("log")
+
+    async def main() -> None:
+        gateway = _Gateway()
+        gateway._writer = cast(ThreadWriter, Broken())
+        assert not await gateway.finish()
+        assert did == ["store", "log"]
+
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        hanging = asyncio.ensure_future(hang())
+        gateway._tasks[hanging] = "store"  # another one beside it would store the same part twice
+        assert not await gateway.finish()
+        assert did == ["store", "log", "log"]
+        hanging.cancel()
+
+    asyncio.run(main())
+
+
+class Refusing:
+    """A writer that is not ready so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.calls, self.did = times, 0, list[str]()
+
+    async def store(self, stats: Any, shadows: Any, since: float = 0.0, *, last: bool = False) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise NotReady("It is started again in a moment.")
+        self.did.append("store")
+
+    async def log(self, *, last: bool = False) -> None:
+        self.did.append("log")
+
+    async def close(self) -> None:
+        self.did.append("close")
+
+
+def test_the_last_write_is_tried_once_more_and_the_writer_let_go_of_whatever_comes_of_it() -> None:
+    async def main() -> None:
+        writer = Refusing(1)
+        await Recorder("churn", lambda *_: cast(Writer, writer)).close()
+        assert writer.did == ["store", "log", "close"]
+        writer = Refusing(2)
+        with pytest.raises(NotReady):
+            await Recorder("churn", lambda *_: cast(Writer, writer)).close()
+        assert writer.did == ["close"]
+
+    asyncio.run(main())
+
+
+def test_a_writer_that_is_not_ready_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        writer = Refusing(1000)
+        running = asyncio.ensure_future(Recorder("churn", lambda *_: cast(Writer, writer), 0.001).run())
+        await until(lambda: writer.calls > 3)
+        running.cancel()
+
+    asyncio.run(main())
+    assert caplog.text.count("Rows wait.") == 1
 
 
 def test_sheets_hold_what_the_log_and_the_store_need(tmp_path: Path) -> None:

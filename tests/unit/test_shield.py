@@ -54,9 +54,11 @@ class World:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[World], Coroutine[None, None, None]]], None]:
+def run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Callable[[Callable[[World], Coroutine[None, None, None]]], None]:
     def go(scenario: Callable[[World], Coroutine[None, None, None]]) -> None:
-        logging.getLogger("raymlops").setLevel(logging.CRITICAL)
+        caplog.set_level(logging.CRITICAL, logger="raymlops")  # put back when the test ends
         asyncio.run(scenario(World(tmp_path)))
 
     return go

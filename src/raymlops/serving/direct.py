@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
+import stat
 import tempfile
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,12 @@ log = logging.getLogger(__name__)
 
 MOST_UNANSWERED = 256
 """Questions on their way; a version that has so many before it is asked the other way."""
+SILENT_S = 10.0
+"""A version whose oldest question waits longer is let go of: no question takes that long, so nobody is there to answer."""
 AGAIN_S = 1.0
+ELSEWHERE_S = 30.0
+"""A version without a socket on this node is looked for so often: it may be started again, and here."""
+_OLD_S = 60.0
 OPEN_S = 5.0
 _READ = 256 * 1024
 Got = Callable[["Answer | Exception"], None]
@@ -58,7 +65,8 @@ class Link:
         self._frames = Frames(self._answered, lambda: None)
         self._unsent = bytearray()
         self._asked: dict[int, tuple[Got, Any, Sent | None]] = {}
-        self._number = self._unanswered = 0
+        self._number = 0
+        self._unanswered: deque[float] = deque()  # when each was asked; answers come in the order of the questions
         self._hello: asyncio.Future[None] = self._loop.create_future()
 
     @classmethod
@@ -87,7 +95,12 @@ class Link:
 
     @property
     def busy(self) -> bool:
-        return self._unanswered >= MOST_UNANSWERED
+        return len(self._unanswered) >= MOST_UNANSWERED
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the oldest question that has no answer, also if nobody waits for it any more."""
+        return time.monotonic() - self._unanswered[0] if self._unanswered else 0.0
 
     def ask(self, content: NDArray[np.float32] | Sequence[Row], got: Got, sent: Sent | None = None) -> int:
         """Ask about a matrix ``(n, n_features)`` of this :attr:`layout`, or about rows; ``got`` is called on the event loop.
@@ -98,7 +111,7 @@ class Link:
         if not self.alive:
             self._loop.call_soon(got, LinkLost("The version's replica is gone."))
             return self._number
-        self._unanswered += 1
+        self._unanswered.append(time.monotonic())
         self._asked[self._number] = got, content, sent
         self._send(framed((self._number, content)))
         return self._number
@@ -173,9 +186,13 @@ class Link:
             return
         except OSError:
             data = b""
-        if data:
-            self._frames.data_received(data)
-        else:
+        try:
+            if data:
+                self._frames.data_received(data)
+        except Exception:
+            log.exception("what a version said cannot be used; its socket is let go of")
+            data = b""
+        if not data:
             self.close()
 
     def _answered(self, message: tuple[int, Any]) -> None:
@@ -185,7 +202,7 @@ class Link:
             if not self._hello.done():
                 self._hello.set_result(None)
             return
-        self._unanswered -= 1
+        self._unanswered.popleft()
         asked = self._asked.pop(number, None)
         if asked is None:
             return
@@ -220,11 +237,16 @@ class Links:
         self._find = find
         self._links: dict[int, Link] = {}
         self._next_try: dict[int, float] = {}
+        self._wanted: int | None = None
         self._opening: set[asyncio.Task[None]] = set()
 
     def get(self, version: int) -> Link | None:
         """The connection to a version, if there is one that is free; else one is looked for, at most each :data:`AGAIN_S`."""
+        self._wanted = version
         link = self._links.get(version)
+        if link is not None and link.alive and link.silent_s > SILENT_S:
+            log.warning("version %d does not answer at its socket, and is asked the other way", version)
+            link.close()
         if link is not None and link.alive:
             return None if link.busy else link
         now = time.monotonic()
@@ -239,15 +261,15 @@ class Links:
         try:
             path = await asyncio.wait_for(self._find(version), OPEN_S)
             if path is None:
-                self._next_try[version] = math.inf
+                self._next_try[version] = time.monotonic() + ELSEWHERE_S
                 return
             link = await asyncio.wait_for(Link.open(path), OPEN_S)
         except Exception as error:
             log.debug("no short way to version %d: %s", version, error)
             return
         known_now = self._links.get(version)
-        if known_now is not None and known_now.alive:
-            link.close()  # found twice, since finding it took long
+        if version != self._wanted or (known_now is not None and known_now.alive):
+            link.close()  # finding it took so long that another version is asked now, or that it was found twice
             return
         for other in [known for known in self._links if known != version]:
             self._links.pop(other).close()
@@ -316,7 +338,7 @@ def serve_directly(model: Model, folder: Path | None = None) -> str:
     Raises
     ------
     OSError : no socket can be made
-    PermissionError : the folder is somebody else's
+    PermissionError : the folder is somebody else's, or none
     """
     place = folder or _private_folder()
     _sweep(place)
@@ -342,18 +364,33 @@ def serve_directly(model: Model, folder: Path | None = None) -> str:
     return path
 
 
+async def greets(path: str, within_s: float = OPEN_S) -> bool:
+    """Whether the thread behind a socket of :func:`serve_directly` is free to take a question, within some time."""
+    try:
+        link = await asyncio.wait_for(Link.open(path), within_s)
+    except (OSError, LinkLost, asyncio.TimeoutError):
+        return False
+    link.close()
+    return True
+
+
 def _private_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"raymlops-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.stat()
+    found = folder.lstat()  # a link would be somebody's word for where to go
+    if not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{folder} is no folder but a link or a file: remove it.")
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(f"{folder} can be reached by others: remove it, or chmod 700 what is yours.")
     return folder
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the sockets of versions that have ended: a file outlives its listener."""
+    """Remove the sockets of versions that have ended: a file outlives its listener. One that was just made may have none yet."""
     for path in folder.glob("*.sock"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime < _OLD_S:
+                continue
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(0.1)
             try:

@@ -46,16 +46,19 @@ class Frames(asyncio.Protocol):
             self._got(pickle.loads(memoryview(data)[4:]))  # most messages come by themselves and whole
             return
         buffer += data
-        while len(buffer) - at >= 4:
-            (length,) = _LENGTH.unpack_from(buffer, at)
-            if len(buffer) - at - 4 < length:
-                break
-            with memoryview(buffer) as view:
-                message = pickle.loads(view[at + 4 : at + 4 + length])
-            at += 4 + length
-            self._got(message)
-        if at:
-            del buffer[:at]
+        try:
+            while len(buffer) - at >= 4:
+                (length,) = _LENGTH.unpack_from(buffer, at)
+                start, stop = at + 4, at + 4 + length
+                if len(buffer) < stop:
+                    break
+                at = stop  # whatever becomes of this message, it has come once
+                with memoryview(buffer) as view:
+                    message = pickle.loads(view[start:stop])
+                self._got(message)
+        finally:
+            if at:
+                del buffer[:at]
 
     def send(self, message: Any) -> None:
         if self.transport is not None and not self.transport.is_closing():

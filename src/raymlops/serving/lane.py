@@ -237,11 +237,13 @@ class Lane:
                 rows += len(items[stop][1].rows)
                 stop += 1
             batch = _Batch(challenger, "challenger", items[:stop], since)
-            rows_asked = batch.rows()
-            got = partial(self._got, batch, rows_asked)
-            if not self._variants.ask_directly(challenger, rows_asked, stop, got):
-                self._start(self._ask(batch, rows_asked))
+            self._shielded(batch, self._ask_now, batch)
             items = items[stop:]
+
+    def _ask_now(self, batch: _Batch) -> None:
+        rows = batch.rows()
+        if not self._variants.ask_directly(batch.version, rows, len(batch.items), partial(self._got, batch, rows)):
+            self._start(self._ask(batch, rows))
 
     async def _ask(self, batch: _Batch, rows: Sequence[Row]) -> None:
         try:

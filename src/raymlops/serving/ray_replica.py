@@ -23,7 +23,7 @@ from raymlops.errors import NotReady, Overloaded, RaymlopsError, UnknownEndpoint
 from raymlops.lake import Lake
 from raymlops.registry.package import download
 from raymlops.serving.batching import Answer, as_answer, warm
-from raymlops.serving.direct import Link, LinkLost, Links, answered, serve_directly
+from raymlops.serving.direct import Link, LinkLost, Links, answered, greets, serve_directly
 from raymlops.serving.explaining import ExplainDesk
 from raymlops.serving.gateway import Gateway
 from raymlops.serving.http import (
@@ -198,6 +198,11 @@ class VersionReplica:
         """The node, and the socket there."""
         return ray.get_runtime_context().get_node_id(), self._path
 
+    async def check_health(self) -> None:
+        """Called by Serve; a replica whose socket is not answered at is replaced."""
+        if self._path is not None and not await greets(self._path):
+            raise RuntimeError(f"version {self._version} does not answer at its socket {self._path}")
+
     async def explain(self, rows: Sequence[Row]) -> dict[str, Any] | RaymlopsError:
         """As the champion's gateway does, in a thread beside the predictions; errors as in :meth:`predict`."""
         try:
@@ -288,8 +293,12 @@ class GatewayReplica:
             await asyncio.sleep(NOTICE_S)
             self._listener.should_exit = True
             await asyncio.wait({self._listening}, timeout=DRAIN_S + 1)
-        await self._gateway.close()
-        self._store.close()
+        try:
+            await self._gateway.close()
+        except Exception:
+            log.exception("%s: what was served last may not be in its log", self._endpoint)
+        finally:
+            self._store.close()
 
     def _listen(self, port: int) -> None:
         listening = bind(self._host, port)

@@ -171,11 +171,15 @@ class Recorder:
 
     async def run(self) -> None:
         """Flush for ever; what fails is tried again at the next turn."""
+        said = False
         while True:
             try:
                 await self.flush()
+                said = False
             except NotReady as error:
-                log.warning("%s: %s Rows wait.", self.endpoint, error)
+                if not said:
+                    log.warning("%s: %s Rows wait.", self.endpoint, error)
+                said = True
             except Exception:
                 log.exception("%s: the prediction log could not be written; its rows wait", self.endpoint)
                 await asyncio.sleep(self.flush_s)
@@ -197,9 +201,20 @@ class Recorder:
         await asyncio.shield(self._flush(last, log))
 
     async def close(self) -> None:
-        """Write what waits and let go of the writer."""
-        await self.flush(last=True)
-        await self._writer.close()
+        """Write what waits and let go of the writer, also when that fails.
+
+        Raises
+        ------
+        NotReady, StoreError, OSError : what waited may be lost to the log
+        """
+        try:
+            try:
+                await self.flush(last=True)
+            except NotReady as error:
+                log.warning("%s: %s What waits is written once it is there again.", self.endpoint, error)
+                await self.flush(last=True)
+        finally:
+            await self._writer.close()
 
     async def _flush(self, last: bool, log: bool) -> None:
         async with self._flushing:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from raymlops.errors import NotReady
@@ -35,13 +36,16 @@ log = logging.getLogger(__name__)
 SHEET_ROWS = 1_000
 """Rows that are sent together: more would hold up the event loop, fewer cost more each."""
 START_S = 60.0
+SIGN_S = 5.0
+"""How often a scribe says that it is there, whatever the store and the lake do."""
 STUCK_S = 120.0
-"""A call that takes longer has nobody on the other side: the scribe is killed and replaced."""
+"""A scribe that owes an answer and says nothing at all for longer is killed and replaced; one that waits for a slow store is not."""
 STOP_S = 10.0
 PAUSE_S = 0.5
 MOST_PAUSE_S = 30.0
 _STEADY_S = 10.0  # a scribe that lived so long did not die of how it was started
 _SEND_BUFFER = 4 * 2**20
+_PROGRAM = ("-m", "raymlops.serving.scribe_process")
 
 
 class ScribeLost(NotReady):
@@ -60,7 +64,7 @@ class _Process:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.calls: dict[int, asyncio.Future[None]] = {}
         self.owed = Settled()
-        self.began = time.monotonic()
+        self.began = self.heard = time.monotonic()
         self.closing = self.gone = False
         self.popen: subprocess.Popen[bytes] | None = None
         self.settle: Settle = lambda _: None
@@ -74,13 +78,14 @@ class _Process:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             ours.setblocking(False)
             environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            command = [sys.executable, "-m", "raymlops.serving.scribe_process", str(theirs.fileno())]
+            command = [sys.executable, *_PROGRAM, str(theirs.fileno())]
             self.popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environ, start_new_session=True
             )
         return ours
 
     def _got(self, message: tuple[Any, ...]) -> None:
+        self.heard = time.monotonic()
         kind = message[0]
         if kind == "settled":
             done: Settled = message[1]
@@ -100,13 +105,15 @@ class _Process:
             self.ready.set_result(None)
 
     async def call(self, kind: str, *arguments: Any) -> None:
-        """Have it do something; raises what it raised, :class:`ScribeLost` or :class:`ScribeStuck`."""
+        """Have it do something, however long it takes; raises what it raised, :class:`ScribeLost` or :class:`ScribeStuck`."""
         self._number += 1
         future = self.calls[self._number] = asyncio.get_running_loop().create_future()
         self.frames.send((kind, self._number, *arguments))
-        done, _ = await asyncio.wait({future}, timeout=STUCK_S)
-        if not done:
-            raise ScribeStuck(f"The process that writes the log says nothing for {STUCK_S:.0f} s.")
+        asked = time.monotonic()
+        while not future.done():
+            await asyncio.wait({future}, timeout=SIGN_S)
+            if not future.done() and time.monotonic() - max(asked, self.heard) > STUCK_S:
+                raise ScribeStuck(f"The process that writes the log says nothing for {STUCK_S:.0f} s.")
         future.result()
 
     def fail(self) -> None:
@@ -117,15 +124,16 @@ class _Process:
                 future.exception()  # nobody may be waiting
         self.calls.clear()
 
-    def end(self) -> int | None:
-        """Wait for the process, and kill it when it does not end. Runs in a thread."""
+    def end(self) -> bool:
+        """Wait for the process, and kill it when it does not end; whether it wrote all it had. Runs in a thread."""
         if self.popen is None:
-            return None
+            return False
         try:
-            return self.popen.wait(STOP_S)
+            return self.popen.wait(STOP_S) == 0
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            return self.popen.wait()
+            self.popen.wait()
+            return False
 
 
 class Scribe:
@@ -150,6 +158,7 @@ class Scribe:
     ) -> None:
         self._endpoint, self._sink, self._executor, self._settle = endpoint, sink, executor, settle
         self._arguments = {"endpoint": endpoint, "series": series, "store": store, "lake": lake, "every_s": every_s}
+        self._closed = False
         self._watched: tuple[int, Bins] | None = None
         self._pending: list[Served] = []
         self._pending_rows = 0
@@ -199,7 +208,7 @@ class Scribe:
         self._since = since if self._since is None else min(self._since, since)
         if last and self._idle:
             return
-        process = await self._running()  # or what is to be told waits for the next call
+        process = await self._running(last)  # or what is to be told waits for the next call
         self._send()
         figures_due, self._stats = self._stats, {}
         copies, self._shadows = self._shadows, []
@@ -209,14 +218,23 @@ class Scribe:
 
     async def log(self, *, last: bool = False) -> None:
         if not (last and self._idle):
-            await self._call(await self._running(), "log", last)
+            await self._call(await self._running(last), "log", last)
 
     async def close(self) -> None:
-        process, self._process = self._process, None
+        """Let the process end; none is started from now on. What it was not given, and what it did not write, is counted as lost."""
+        async with self._starting:  # one that is about to be there has to be let go as well
+            self._closed = True
+            process, self._process = self._process, None
+        left = _owed(self._pending)
+        self._pending, self._pending_rows = [], 0
         if process is not None:
             process.closing = True
             process.frames.close()
-            await asyncio.get_running_loop().run_in_executor(None, process.end)
+            if not await asyncio.get_running_loop().run_in_executor(None, process.end):
+                left, process.owed = _more(left, process.owed), Settled()
+        if left.rows:
+            log.error("%s: the gateway ends, and up to %d rows are lost to the log.", self._endpoint, left.rows)
+            self._settle(replace(left, lost=True))
 
     def _send(self) -> None:
         """Hand over what waits, if there is somebody to take it."""
@@ -224,8 +242,8 @@ class Scribe:
         if process is None or not self._pending:
             return
         served, self._pending = self._pending, []
-        rows, self._pending_rows = self._pending_rows, 0
-        process.owed = _more(process.owed, Settled(rows=rows, values=sum(item.answer.x.size for item in served)))
+        self._pending_rows = 0
+        process.owed = _more(process.owed, _owed(served))
         process.frames.send(("rows", sheets(served)))
 
     async def _call(self, process: _Process, kind: str, *arguments: Any) -> None:
@@ -239,24 +257,28 @@ class Scribe:
                 process.popen.kill()
             raise
 
-    async def _running(self) -> _Process:
-        """The process; a new one when there is none.
+    async def _running(self, last: bool = False) -> _Process:
+        """The process; a new one when there is none, for the ``last`` call when its time has come.
 
         Raises
         ------
-        NotReady : the last one died a moment ago, or this one did not start
+        NotReady : the last one died a moment ago, this one did not start, or there shall be none any more
         """
         async with self._starting:
             if self._process is not None:
                 return self._process
+            if self._closed:
+                raise NotReady("The gateway has ended: nothing more is written to its log. Ask another one.")
             if not self.may_start:
-                raise NotReady("The process that writes the log has ended and is started again in a moment.")
+                if not last:
+                    raise NotReady("The process that writes the log has ended and is started again in a moment.")
+                await asyncio.sleep(self._not_before - time.monotonic())
             process = _Process(self._asked, self._lost)
             process.settle = self._settle
             loop = asyncio.get_running_loop()
             ours = await loop.run_in_executor(self._executor, process.start)
             await loop.create_connection(lambda: process.frames, sock=ours)
-            process.frames.send(("begin", self._arguments))
+            process.frames.send(("begin", {**self._arguments, "sign_s": SIGN_S}))
             done, _ = await asyncio.wait({process.ready}, timeout=START_S)
             if not done:
                 if process.popen is not None:
@@ -287,7 +309,7 @@ class Scribe:
             None if process.popen is None else process.popen.pid,
             owed.rows,
         )
-        self._settle(Settled(rows=owed.rows, values=owed.values, shadows=owed.shadows, lost=True))
+        self._settle(replace(owed, lost=True))
         self._background(self._bury(process))
 
     async def _bury(self, process: _Process) -> None:
@@ -318,6 +340,12 @@ def scribe(
 ) -> Callable[[str, float, Settle], Writer]:
     """Makes the writer of a gateway, see :data:`raymlops.serving.recorder.MakeWriter`."""
     return lambda series, every_s, settle: Scribe(endpoint, series, store, lake, sink, executor, every_s, settle)
+
+
+def _owed(served: Sequence[Served]) -> Settled:
+    """What whoever is given this has to account for."""
+    rows = sum(len(item.answer.scores) for item in served)
+    return Settled(rows=rows, values=sum(item.answer.x.size for item in served))
 
 
 def _more(one: Settled, other: Settled) -> Settled:

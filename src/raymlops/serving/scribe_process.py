@@ -1,18 +1,22 @@
 """The process beside a gateway that stores, logs and counts what was served: ``python -m raymlops.serving.scribe_process FD``.
 
-It ends with the gateway: when the socket FD closes, however the gateway ended, what was handed over is written first.
+It ends with the gateway: when the socket FD closes, what was handed over is written first. So it is after ``kill -9`` of the gateway; who
+kills it and its children (Ray, when it forces an actor out) kills this too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import signal
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from raymlops.errors import NotReady, RaymlopsError, StoreError
 from raymlops.lake import Lake
@@ -24,6 +28,7 @@ from raymlops.store import Store
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 20.0
+"""How long what runs, the last store and the last log may take each when the gateway is gone."""
 
 
 class _Gateway:
@@ -38,7 +43,8 @@ class _Gateway:
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="scribe")
         self._telling: dict[int, Future[str | None]] = {}
         self._number = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._signs: asyncio.Task[None] | None = None
 
     def _got(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
@@ -56,14 +62,21 @@ class _Gateway:
             self._telling.pop(rest[0]).set_result(rest[1])
         else:
             task = asyncio.ensure_future(self._obey(writer, kind, *rest))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = kind
+            task.add_done_callback(self._tasks.pop)
 
-    def _begin(self, endpoint: str, series: str, store: str, lake: str, every_s: float) -> None:
+    def _begin(self, endpoint: str, series: str, store: str, lake: str, every_s: float, sign_s: float) -> None:
         self._store = Store(store)
         files = Lake(lake)
         self._writer = ThreadWriter(endpoint, series, self._store, files, self, self._threads, every_s, self._settled)
         self.frames.send(("ready",))
+        self._signs = asyncio.ensure_future(self._sign(sign_s))
+
+    async def _sign(self, every_s: float) -> None:
+        """Say that this process is there: a store that hangs in a thread is no reason to kill it."""
+        while not self.ended.is_set():
+            await asyncio.sleep(every_s)
+            self.frames.send(("here",))
 
     def _settled(self, done: Settled) -> None:
         self.frames.send(("settled", done))
@@ -76,8 +89,10 @@ class _Gateway:
                 await writer.store(stats, shadows, since, last=last)
             else:
                 await writer.log(last=arguments[0])
-        except (RaymlopsError, OSError) as error:
+        except RaymlopsError as error:
             problem = error
+        except OSError as error:
+            problem = OSError(str(error))  # of the libraries' own kinds not all survive the way
         except Exception as error:
             log.exception("%s failed", kind)
             problem = StoreError(f"The log could not be written: {type(error).__name__}: {error}")
@@ -107,33 +122,54 @@ class _Gateway:
             if not answer.done():
                 answer.set_result("The gateway has ended.")
 
-    async def finish(self) -> None:
-        """Write what was handed over, within :data:`LAST_WORDS_S`."""
+    async def finish(self) -> bool:
+        """Write what was handed over, as far as that goes within :data:`LAST_WORDS_S` each; whether all of it was written."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LAST_WORDS_S)
-        if self._writer is not None:
-            await asyncio.wait_for(self._writer.store({}, (), last=True), LAST_WORDS_S)
-            await asyncio.wait_for(self._writer.log(last=True), LAST_WORDS_S)
+        writer = self._writer
+        if writer is None:
+            return True
+        hanging = {kind for task, kind in self._tasks.items() if not task.done()}
+        stored = await self._last("store", hanging, partial(writer.store, {}, (), last=True))
+        logged = await self._last("log", hanging, partial(writer.log, last=True))
         if self._store is not None:
             self._store.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        return stored and logged
+
+    async def _last(self, kind: str, hanging: set[str], write: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        if kind in hanging:  # a second one beside it would take the same rows
+            log.error("The last %s hangs; what is left for it is lost.", kind)
+            return False
+        try:
+            await asyncio.wait_for(write(), LAST_WORDS_S)
+        except Exception as error:
+            log.error("The last %s failed (%s: %s); what is left for it is lost.", kind, type(error).__name__, error)
+            return False
+        return True
 
 
-async def _write(descriptor: int) -> None:
+async def _write(descriptor: int) -> bool:
     gateway = _Gateway()
     end = socket.socket(fileno=descriptor)
     end.setblocking(False)
     await asyncio.get_running_loop().create_connection(lambda: gateway.frames, sock=end)
     await gateway.ended.wait()
-    await gateway.finish()
+    return await gateway.finish()
 
 
-def main() -> None:
+def main() -> NoReturn:
     # Who ends a group of processes means the gateway, which drains first and lets go of this one last.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(_write(int(sys.argv[1])))
+    code = 1
+    try:
+        code = 0 if asyncio.run(_write(int(sys.argv[1]))) else 1
+    except Exception:
+        log.exception("the scribe failed")
+    finally:
+        logging.shutdown()
+        os._exit(code)  # an ordinary end waits for threads, and one may hang in the store or the lake
 
 
 if __name__ == "__main__":

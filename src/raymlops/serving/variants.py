@@ -441,8 +441,8 @@ class Variants:
             isolated.patience.silent()
             got(None)
 
+        number = link.ask(rows if x is None else x, answered, sent)  # what it calls, it calls in a later turn
         timer = loop.call_later(isolated.patience.limit_s(len(rows)), late)
-        number = link.ask(rows if x is None else x, answered, sent)
         return True
 
     async def settle(self) -> None:

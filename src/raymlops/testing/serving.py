@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,3 +175,18 @@ async def fake_gateway(model: FakeModel | None = None, limits: Serving | None = 
     )
     await gateway.apply(TrafficSplit(number=1, champion=1))
     return gateway
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Give way to the event loop until something is so.
+
+    Raises
+    ------
+    asyncio.TimeoutError : it is not so after that many seconds
+    """
+
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), seconds)
