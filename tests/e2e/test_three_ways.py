@@ -210,7 +210,7 @@ def _wait_for_outcome(environ: dict[str, str]) -> list[dict[str, object]]:
         if history[-1]["kind"] == "rollout_started":
             assert call(environ, "raymlops", "promote", "electricity").returncode == 0
         if any(event["kind"] in ends for event in history):
-            assert not any(event["kind"] == "retrain_failed" for event in history), history[-1]
+            assert not any(event["kind"] == "retrain_failed" for event in history), json.dumps(history[-1])
             return history
         time.sleep(1)
     raise AssertionError("the retraining came to no end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -205,11 +206,19 @@ def test_a_report_of_an_earlier_champion_starts_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "ended"), [("running", False), ("unknown", False), ("failed", True), ("succeeded", True)]
+    ("job", "now", "ended"),
+    [
+        ("running", 101.0, False),
+        ("unknown", 101.0, False),
+        ("failed", 101.0, True),
+        ("succeeded", 101.0, True),
+        ("missing", 101.0, False),  # decided on, and about to be submitted
+        ("missing", 161.0, True),
+    ],
 )
-def test_a_job_that_ends_without_a_version_has_failed(job: str, ended: bool) -> None:
+def test_a_job_that_ends_without_a_version_has_failed(job: Any, now: float, ended: bool) -> None:
     state, _ = controller.start_retraining(serving(), "drift", {}, now=100.0)
-    after, actions = controller.step(state, CANARY, POLICY, Observation(now=101.0, job=job))
+    after, actions = controller.step(state, CANARY, POLICY, Observation(now=now, job=job))
     assert (after.retraining is None) == ended
     assert any(isinstance(action, Record) and action.kind == "retrain_failed" for action in actions) == ended
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from raymlops.monitor.examine import Examination
 from raymlops.search.selection import Trial
 
-JobStatus = Literal["running", "succeeded", "failed", "unknown"]
+JobStatus = Literal["running", "succeeded", "failed", "missing", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

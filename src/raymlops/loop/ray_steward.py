@@ -325,7 +325,7 @@ class RayJobs(RayProbes):
             status = self._client().get_job_status(event_id)
         except RuntimeError as error:
             log.warning("job %s: %s", event_id, error)
-            return "unknown" if "does not exist" not in str(error) else "failed"
+            return "unknown" if "does not exist" not in str(error) else "missing"
         if status == Status.SUCCEEDED:
             return "succeeded"
         return "failed" if status in (Status.FAILED, Status.STOPPED) else "running"

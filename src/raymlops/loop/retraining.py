@@ -16,10 +16,15 @@ from raymlops.loop.state import EndpointState, Monitoring, Retraining, RollingOu
 from raymlops.retrain import AskPerson, ProbeFirst, RetrainPolicy, Wait, decide_retrain
 from raymlops.retrain_state import ALARMS, Trigger
 
+SUBMIT_S = 60.0
+"""So long a retraining that was decided on may have no job yet: the state is saved first, and the job submitted then."""
+
 
 def watch_job(state: EndpointState, seen: Observation) -> Step:
     job = state.retraining
     if job is None or seen.job in (None, "running", "unknown") or isinstance(state.phase, RollingOut):
+        return state, ()
+    if seen.job == "missing" and seen.now - job.started_at < SUBMIT_S:
         return state, ()
     # A job that ended without handing over a version or a refusal has failed, whatever its exit code says.
     body = {"event_id": job.event_id, "job": seen.job, "log": seen.job_log[-2000:]}
