@@ -157,7 +157,7 @@ def test_a_challenger_that_fails_is_shielded(tmp_path: Path, fault: str) -> None
             assert link is not None
             return await link.predict(rows)
 
-        world.challengers.predict = predict  # type: ignore[method-assign]
+        world.challengers.predict = predict
 
     async def same_version(world: World) -> None:
         other_way(world)
@@ -232,7 +232,7 @@ def test_a_question_that_cannot_be_asked_is_answered_all_the_same(tmp_path: Path
         def broken(*arguments: Any) -> bool:
             raise RuntimeError("the socket module is broken")
 
-        world.gateway._variants.ask_directly = broken  # type: ignore[method-assign]
+        world.gateway._variants.ask_directly = broken
         answers = await asyncio.gather(*(world.ask() for _ in range(5)))
         assert {answer["status"] for answer in answers} == {500}
         assert all("The gateway failed on this request" in answer["error"]["message"] for answer in answers)
