@@ -274,8 +274,7 @@ def test_a_scribe_that_waits_for_its_store_is_waited_for_and_one_that_is_silent_
             await asyncio.wait({flushing}, timeout=0.02)
         with pytest.raises(NotReady, match="says nothing for 120 s"):
             await flushing
-        await until(lambda: desk.recorder.dropped == 2)
-        assert is_gone(pid)
+        await until(lambda: desk.recorder.dropped == 2 and is_gone(pid))
 
     at(Desk(tmp_path), scenario)
 
