@@ -318,7 +318,7 @@ def main() -> None:
             {
                 "benchmark": "handoff",
                 **ratios,
-                "peak_memory_ratio": judged["ways"]["raymlops"].get("peak_ratio"),
+                "peak_memory_ratio": judged["ways"].get("raymlops", {}).get("peak_ratio"),
                 "best_peer": judged["best_peer"],
                 "tables": made,
                 "machine": load,
